@@ -1,0 +1,110 @@
+"""What a Hugging Face model folder says of itself: its JSON files and which tensor lies in which file.
+
+Knows nothing of modules: `load` turns tensors into a decoder.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bloomery.errors import CheckpointError
+from bloomery.families import FAMILIES, Family
+from bloomery.model.config import DecoderConfig
+
+# In order of preference: never both kinds. The index of a sharded checkpoint stands before the single file.
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model folder, checked as far as its JSON goes.
+
+    `weights` are the files that hold tensors, `index` says which of them holds which tensor (None: ask the file).
+    """
+
+    path: Path
+    family: Family
+    config: DecoderConfig
+    raw: dict[str, Any]
+    generation: dict[str, Any]
+    weights: tuple[Path, ...]
+    index: dict[str, Path] | None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text: from generation_config.json, else config.json."""
+        eos = self.generation.get("eos_token_id", self.raw.get("eos_token_id"))
+        if eos is None:
+            return ()
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        file = self.path / "tokenizer.json"
+        return file if file.is_file() else None
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a folder's JSON files.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the family is not one of ours.
+    """
+    raw = read_json(path / "config.json", "a model folder needs one")
+    family = FAMILIES.get(raw.get("model_type", ""))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(
+            f"{path / 'config.json'}: model_type {raw.get('model_type')!r} is not a family we know ({known})"
+        )
+    generation = path / "generation_config.json"
+    weights, index = _find_weights(path)
+    return Folder(
+        path=path,
+        family=family,
+        config=family.to_config(raw),
+        raw=raw,
+        generation=read_json(generation) if generation.exists() else {},
+        weights=weights,
+        index=index,
+    )
+
+
+def read_json(file: Path, why: str = "") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist" + (f": {why}" if why else "")) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}): fetch it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds no JSON object: fetch it again")
+    return value
+
+
+def _find_weights(path: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None]:
+    found = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"{path} has no weights: expected one of {', '.join(WEIGHT_FILES)}")
+    if found.suffix != ".json":
+        return (found,), None
+    names = read_json(found).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{found} has no weight_map: fetch it again")
+    index = {tensor: path / file for tensor, file in names.items()}
+    files = tuple(sorted(set(index.values())))
+    for file in files:
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing, but {found.name} names it: fetch the folder again")
+    return files, index

@@ -1,0 +1,7 @@
+"""The families we read and write: a new one is one file and one row here."""
+
+from bloomery.families.bloom import BLOOM
+from bloomery.families.gpt2 import GPT2
+from bloomery.families.rules import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (BLOOM, GPT2)}

@@ -1,0 +1,1 @@
+"""One decoder, written for one device."""

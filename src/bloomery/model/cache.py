@@ -1,0 +1,57 @@
+"""Keys and values: in blocks of a static pool for inference, nowhere for training. Knows no request and no slot."""
+
+import torch
+from torch import Tensor
+
+from bloomery.model.config import DecoderConfig
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
+
+
+class KVCache:
+    """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine."""
+
+    def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, blocks, BLOCK, config.num_heads, config.head_dim)
+        # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero blocks before a new owner uses them: a masked NaN left by another request would still spread."""
+        if blocks:
+            index = torch.tensor(blocks, device=self.keys.device)
+            self.keys.index_fill_(1, index, 0)
+            self.values.index_fill_(1, index, 0)
+
+
+class CachedAttention:
+    """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all."""
+
+    def __init__(self, cache: KVCache, spans: list[Span], slopes: Tensor | None) -> None:
+        self.cache = cache
+        device = cache.keys.device
+        self.groups = group_spans(spans, slopes, device)
+        places = [
+            span.blocks[position // BLOCK] * BLOCK + position % BLOCK
+            for span in spans
+            for position in range(span.start, span.start + span.length)
+        ]
+        self.places = torch.tensor(places, device=device)  # (N,) where in the pool each new token is kept
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self.places, key)
+        values.flatten(0, 1).index_copy_(0, self.places, value)
+        return attend_blocks(query, keys, values, self.groups)
+
+
+class CausalAttention:
+    """`Attend` of one training step: B whole sequences of T tokens, laid out one after the other; keeps nothing."""
+
+    def __init__(self, sequences: int, length: int, slopes: Tensor | None, device: torch.device) -> None:
+        self.shape = (sequences, length)
+        self.bias = position_bias(torch.arange(length, device=device)[None], length, slopes)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (x.unflatten(0, self.shape) for x in (query, key, value))
+        return attend_causal(query, key, value, self.bias).flatten(0, 1)

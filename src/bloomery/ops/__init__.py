@@ -1,0 +1,1 @@
+"""Pure tensor functions and kernels; know nothing of modules."""

@@ -1,0 +1,1 @@
+"""The same requests answered by plain transformers."""

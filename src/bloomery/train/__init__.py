@@ -1,0 +1,1 @@
+"""Text in, checkpoint out: one loop for every size of run."""
