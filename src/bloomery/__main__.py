@@ -1,0 +1,7 @@
+"""python -m bloomery."""
+
+import sys
+
+from bloomery.cli import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""`bloomery generate`: text to stdout as it appears, everything else to stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from time import perf_counter
+
+from bloomery.bench.bandwidth import read_bandwidth
+from bloomery.cli.options import GenerateOptions
+from bloomery.devices import threads
+from bloomery.errors import UsageError
+from bloomery.llm import LLM, Completion, Piece
+from bloomery.log import logger
+from bloomery.model.size import nbytes, weights_read
+from bloomery.settings import cache_dir
+
+
+def run(options: GenerateOptions) -> int:
+    """Generate, and say how fast. Ctrl-C keeps the text so far and exits with 130."""
+    prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
+    params = options.sampling
+    began = perf_counter()
+    llm = LLM(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        max_seq_len=options.max_seq_len,
+        max_batch_size=options.max_batch_size,
+    )
+    if llm.tokenizer is None and not options.ids:
+        raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
+    logger.debug("loaded %s in %.2f s (%s on %s)", options.model, perf_counter() - began, llm.dtype, llm.device)
+    pieces = llm.stream(prompts, params, truncate=options.truncate)
+    if sys.stderr.isatty() and not options.json and len(prompts) == 1:
+        print(f"\x1b[2m{prompts[0]}\x1b[0m", end="", file=sys.stderr, flush=True)
+    output = _Output(options, len(prompts))
+    try:
+        for piece in pieces:
+            output.take(piece)
+    except KeyboardInterrupt:
+        output.flush()
+        _report(llm, output, interrupted=True)
+        return 130
+    _report(llm, output)
+    return 0
+
+
+def _read_prompts(words: Sequence[str]) -> list[str]:
+    """The prompts given, or all of stdin as one.
+
+    Raises:
+        UsageError: stdin is not UTF-8, or there is nothing to read.
+    """
+    if words and tuple(words) != ("-",):
+        return list(words)
+    if not words and sys.stdin.isatty():
+        raise UsageError("no prompt: give one in quotes, or pipe one in")
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not valid UTF-8 at byte {error.start}: convert it first") from None
+    return [text.removesuffix("\n")]
+
+
+def _as_ids(prompt: str) -> list[int]:
+    try:
+        return [int(word) for word in prompt.split()]
+    except ValueError:
+        raise UsageError(f"--ids wants whole numbers separated by spaces, not '{prompt}'") from None
+
+
+class _Output:
+    """What goes to stdout: the first prompt's text as it comes, then the second's, and so on."""
+
+    def __init__(self, options: GenerateOptions, count: int) -> None:
+        self.options = options
+        self.held: list[list[Piece]] = [[] for _ in range(count)]
+        self.current = 0
+        self.completions: list[Completion] = []
+        self.tokens = 0
+
+    def take(self, piece: Piece) -> None:
+        self.tokens += len(piece.token_ids)
+        if piece.completion is not None:
+            self.completions.append(piece.completion)
+        self.held[piece.index].append(piece)
+        while self.current < len(self.held) and self._advance():
+            self.current += 1
+
+    def flush(self) -> None:
+        """Show what there is of every prompt: no more will come."""
+        for held in self.held[self.current :]:
+            if self.options.json and held:
+                done = held[-1].completion
+                partial = {"text": "".join(piece.text for piece in held), "finish_reason": "interrupted"}
+                print(json.dumps(_as_json(done) if done else partial, ensure_ascii=False))
+            elif not self.options.json:
+                print("".join(self._shown(piece) for piece in held))
+        sys.stdout.flush()
+
+    def _advance(self) -> bool:
+        """Show what the current prompt has; True when it is complete."""
+        held = self.held[self.current]
+        done = held[-1].completion if held else None
+        if self.options.json:
+            if done is not None:
+                print(json.dumps(_as_json(done), ensure_ascii=False), flush=True)
+            return done is not None
+        last = self.current == len(self.held) - 1
+        end = "" if done is None else "\n" if last else "\n\n"
+        print("".join(self._shown(piece) for piece in held), end=end, flush=True)
+        held.clear()
+        return done is not None
+
+    def _shown(self, piece: Piece) -> str:
+        return "".join(f"{token} " for token in piece.token_ids) if self.options.ids else piece.text
+
+
+def _as_json(done: Completion) -> dict[str, object]:
+    value = asdict(done)
+    if done.logprobs is None:
+        del value["logprobs"]
+    else:
+        value["logprobs"] = [{"id": t.id, "logprob": t.logprob, "top": t.top} for t in done.logprobs]
+    return value
+
+
+def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
+    """The closing line: what was made, how fast, and how near to what the memory can deliver."""
+    clock = llm.decoding
+    parts = [f"{output.tokens} tokens" + (", interrupted" if interrupted else "")]
+    if output.completions:
+        parts.append(f"TTFT {1000 * output.completions[0].timings.ttft:.0f} ms")
+    if clock.steps:
+        weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
+        parts.append(f"{clock.tokens / clock.seconds:.1f} tok/s")
+        speed = nbytes(weights_read(llm.decoder)) * clock.steps / clock.seconds / 1e9
+        share = ""
+        if weights:
+            ruler = read_bandwidth(weights, threads(), cache_dir())
+            share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth)"
+        parts.append(f"{speed:.1f} GB/s of weights read{share}")
+    logger.info(" · ".join(parts))

@@ -1,0 +1,175 @@
+"""A strategy decides, for one request, what to run next and what the results mean. It never calls the runner.
+
+Here: greedy and sampling, scoring, and plain forward access. A new way to generate is one more class.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from bloomery.engine.params import SamplingParams
+from bloomery.engine.processors import build_processors
+from bloomery.engine.random import fresh_seed, uniform
+from bloomery.errors import BloomeryError
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class Row(NamedTuple):
+    """What a strategy wants run: `ids` continue its sequence; it wants to see the last `wanted` of them."""
+
+    ids: list[int]
+    wanted: int
+    head: bool = True  # False: only hidden states are wanted, so the head is not computed
+
+
+class Token(NamedTuple):
+    """One emitted token. `logprob` and `top` (id, log-probability) are the model's own, before any processing."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Outcome(NamedTuple):
+    """What a strategy makes of the results it was given."""
+
+    tokens: tuple[Token, ...] = ()
+    finish: FinishReason | None = None
+
+
+class Matcher(Protocol):
+    """Something that watches a request's tokens from outside the engine, which does not know what it looks for."""
+
+    def advance(self, token_id: int) -> bool:
+        """Take one more token; True ends the request."""
+        ...
+
+
+class Strategy(Protocol):
+    """One request's way of generating."""
+
+    @property
+    def positions(self) -> int:
+        """The most positions its sequence will ever keep: what must fit before it may start."""
+        ...
+
+    def row(self) -> Row:
+        """What to run next. Asked once; the scheduler may run it in pieces."""
+        ...
+
+    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+        """Wanted positions of the current row, in order, perhaps in several calls: (W, V) fp32 and (W, E)."""
+        ...
+
+
+@dataclass
+class Sampling:
+    """One token after the other: the likeliest at temperature 0, else by inverse CDF of a counter-based uniform."""
+
+    prompt: list[int]
+    params: SamplingParams
+    eos_ids: tuple[int, ...] = ()
+    matcher: Matcher | None = None
+    generated: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.seed = fresh_seed() if self.params.seed is None else self.params.seed
+        self.processors = build_processors(self.params, self.eos_ids)
+
+    @property
+    def positions(self) -> int:
+        return len(self.prompt) + self.params.max_new_tokens - 1  # the last token is never run
+
+    def row(self) -> Row:
+        return Row(self.generated[-1:] or self.prompt, wanted=1)
+
+    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+        assert logits is not None
+        raw = logits[-1]
+        if not raw.isfinite().all():
+            raise BloomeryError(
+                f"the model gave logits that are not finite at generated token {len(self.generated)}: "
+                "try dtype float32, and 'bloomery verify' on the checkpoint"
+            )
+        token = self._token(raw, self._choose(raw))
+        self.generated.append(token.id)
+        return Outcome((token,), self._finish(token.id))
+
+    def _choose(self, logits: Tensor) -> int:
+        for process in self.processors:
+            logits = process(logits, len(self.generated))
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        return inverse_cdf(logits, uniform(self.seed, len(self.generated), 0))
+
+    def _token(self, raw: Tensor, chosen: int) -> Token:
+        if self.params.logprobs is None:
+            return Token(chosen)
+        logprobs = raw.log_softmax(-1)
+        values, ids = logprobs.topk(min(self.params.logprobs, len(logprobs)))
+        return Token(chosen, float(logprobs[chosen]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def _finish(self, chosen: int) -> FinishReason | None:
+        # The matcher sees every token, the last one too: it also keeps the text.
+        matched = self.matcher is not None and self.matcher.advance(chosen)
+        if matched or (chosen in self.eos_ids and not self.params.ignore_eos):
+            return "stop"
+        return "length" if len(self.generated) == self.params.max_new_tokens else None
+
+
+def inverse_cdf(logits: Tensor, u: float) -> int:
+    """The first token, in the order of ids, at which the cumulative probability exceeds u. (V,) -> id.
+
+    In float64, so that a vocabulary of 250,000 does not lose its tail to rounding.
+    """
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    return int(torch.searchsorted(cdf, u * cdf[-1], right=True))
+
+
+@dataclass
+class Scoring:
+    """Log-probabilities of given tokens: the last `scored` of `ids`, each given all that stand before it."""
+
+    ids: list[int]
+    scored: int
+    logprobs: list[float] = field(default_factory=list)
+    greedy: bool = True  # whether every scored token was the likeliest
+
+    @property
+    def positions(self) -> int:
+        return len(self.ids) - 1
+
+    def row(self) -> Row:
+        return Row(self.ids[:-1], wanted=self.scored)
+
+    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+        assert logits is not None
+        first = len(self.ids) - self.scored + len(self.logprobs)
+        targets = torch.tensor(self.ids[first : first + len(logits)], device=logits.device)
+        self.logprobs += logits.log_softmax(-1).gather(-1, targets[:, None]).flatten().tolist()
+        self.greedy = self.greedy and bool((logits.argmax(-1) == targets).all())
+        return Outcome(finish="stop" if len(self.logprobs) == self.scored else None)
+
+
+@dataclass
+class Forward:
+    """Logits (head) or hidden states (no head) of every position, collected."""
+
+    ids: list[int]
+    head: bool
+    collected: list[Tensor] = field(default_factory=list)
+
+    @property
+    def positions(self) -> int:
+        return len(self.ids)
+
+    def row(self) -> Row:
+        return Row(self.ids, wanted=len(self.ids), head=self.head)
+
+    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+        self.collected.append((hidden if logits is None else logits).clone())
+        done = sum(len(part) for part in self.collected) == len(self.ids)
+        return Outcome(finish="stop" if done else None)

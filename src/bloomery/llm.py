@@ -1,0 +1,310 @@
+"""LLM: text in, text out, on top of checkpoint and engine. Knows no command line and no server."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bloomery.checkpoint.folder import read_folder
+from bloomery.checkpoint.hub import resolve
+from bloomery.checkpoint.load import load_decoder
+from bloomery.devices import pick_device, pick_dtype
+from bloomery.engine.engine import DecodeClock, Engine
+from bloomery.engine.params import SamplingParams
+from bloomery.engine.request import Request, Timings, Update
+from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
+from bloomery.errors import UsageError
+from bloomery.text.stream import TextStream
+from bloomery.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Truncate = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of one prompt.
+
+    `text` is without the prompt; `token_ids` hold every token, an end-of-sequence one included; `logprobs` is None
+    unless they were asked for; `seed` gives the same tokens again.
+    """
+
+    prompt_ids: tuple[int, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[Token, ...] | None
+    timings: Timings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A bit of a text as it appears. `completion` comes with a prompt's last piece; `index` is the prompt's."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    completion: Completion | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of the scored tokens, in natural logarithms; `greedy` says whether each was the likeliest."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    greedy: bool
+
+
+@dataclass
+class _Job:
+    """One prompt on its way."""
+
+    index: int
+    strategy: Sampling
+    request: Request
+    text: TextStream
+    tokens: list[Token] = field(default_factory=list)
+
+
+class LLM:
+    """A model, ready.
+
+    Args:
+        model: name of a built-in model, or the path of a Hugging Face folder.
+        dtype: auto (the checkpoint's), float32, bfloat16 or float16.
+        device: auto, cpu, cuda, cuda:1, …
+        max_seq_len: most tokens of one prompt and its completion; None: the model's limit.
+        max_batch_size: prompts that run at once; more wait in order.
+
+    Raises:
+        UsageError: there is no such model, device or dtype, or max_seq_len is beyond the model's.
+        CheckpointError: the folder is incomplete or damaged.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "dickens",
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_seq_len: int | None = None,
+        max_batch_size: int = 16,
+    ) -> None:
+        self.folder = read_folder(resolve(model))
+        limit = self.folder.config.max_seq_len
+        if max_seq_len is not None and not 2 <= max_seq_len <= limit:
+            raise UsageError(f"max_seq_len is {max_seq_len}: give 2 to {limit}, the model's own limit, or leave it out")
+        if max_batch_size < 1:
+            raise UsageError(f"max_batch_size is {max_batch_size}: give at least 1")
+        self.max_seq_len = max_seq_len or limit
+        self.tokenizer = Tokenizer(self.folder.tokenizer) if self.folder.tokenizer else None
+        self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device))
+        self.engine = Engine(self.decoder, max_seq_len=self.max_seq_len, max_batch_size=max_batch_size)
+        self._inboxes: dict[int, deque[Update]] = {}
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        truncate: Truncate | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt; answers in the order of the prompts.
+
+        Args:
+            prompts: texts or lists of token ids, or one of them.
+            params: for all of them.
+            truncate: cut a prompt that is too long at this side; None refuses it.
+
+        Raises:
+            UsageError: a prompt is empty, or too long for the context.
+        """
+        done: dict[int, Completion] = {}
+        for piece in self.stream(prompts, params, truncate=truncate):
+            if piece.completion is not None:
+                done[piece.index] = piece.completion
+        return [done[index] for index in sorted(done)]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        truncate: Truncate | None = None,
+    ) -> Iterator[Piece]:
+        """As `generate`, giving text as it appears, of all prompts as they come. Closing the iterator ends them.
+
+        Every prompt is checked before the first one runs.
+        """
+        params = params or SamplingParams()
+        jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(_as_list(prompts))]
+        return self._pieces(jobs)
+
+    def score(self, texts: Sequence[Prompt | tuple[Prompt, Prompt]]) -> list[Score]:
+        """Log-probabilities of texts, or of continuations given their contexts. Never holds a full [T, V] tensor.
+
+        Args:
+            texts: a text scores every token but its first, which nothing precedes; a pair (context, continuation)
+                scores the continuation's tokens, cut where the whole text's tokens leave the context's.
+
+        Raises:
+            UsageError: nothing to score, or longer than the context.
+        """
+        strategies = [self._scoring(text) for text in texts]
+        self._run([Request(strategy) for strategy in strategies])
+        return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
+
+    def logits(self, ids: Prompt) -> Tensor:
+        """Logits at every position: (T, V) fp32."""
+        return self._forward(ids, head=True)
+
+    def hidden(self, ids: Prompt) -> Tensor:
+        """Hidden states after the last norm at every position: (T, E)."""
+        return self._forward(ids, head=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
+
+    @property
+    def decoding(self) -> DecodeClock:
+        """Steps, tokens and seconds spent decoding so far."""
+        return self.engine.decoding
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against the vocabulary.
+
+        Raises:
+            UsageError: it is empty, is text although the folder has no tokenizer, or holds an unknown id.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise UsageError(f"{self.folder.path} has no tokenizer.json: give token ids instead of text")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty: give at least one token to continue from")
+        size = self.folder.config.vocab_size
+        wrong = next((token for token in ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the model's vocabulary of {size}")
+        return ids
+
+    def _job(self, index: int, prompt: Prompt, params: SamplingParams, truncate: Truncate | None) -> _Job:
+        ids = self._fit(self.encode(prompt), params.max_new_tokens, truncate)
+        if params.stop_strings and self.tokenizer is None:
+            raise UsageError(f"{self.folder.path} has no tokenizer.json: stop strings need one")
+        decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
+        text = TextStream(decode, params.stop_strings)
+        strategy = Sampling(ids, params, self.folder.eos_ids, text)
+        return _Job(index, strategy, Request(strategy), text)
+
+    def _fit(self, ids: list[int], new: int, truncate: Truncate | None) -> list[int]:
+        room = self.max_seq_len - new
+        if room < 1:
+            raise UsageError(
+                f"max_new_tokens {new} leaves no room for a prompt in a context of {self.max_seq_len} tokens: "
+                f"ask for at most {self.max_seq_len - 1}"
+            )
+        if len(ids) <= room:
+            return ids
+        if truncate is None:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, and {new} new ones leave room for {room} in the context of "
+                f"{self.max_seq_len}: shorten it, lower max_new_tokens, or truncate it left or right"
+            )
+        return ids[-room:] if truncate == "left" else ids[:room]
+
+    def _scoring(self, text: Prompt | tuple[Prompt, Prompt]) -> Scoring:
+        if isinstance(text, tuple) and len(text) == 2 and not isinstance(text[0], int):
+            context, continuation = text
+            start = self.encode(context)
+            whole = context + continuation if isinstance(context, str) and isinstance(continuation, str) else None
+            ids = self.encode(whole) if whole is not None else start + self.encode(continuation)
+            first = len(start)
+        else:
+            ids, first = self.encode(text), 1  # type: ignore[arg-type]
+        if first >= len(ids):
+            raise UsageError("nothing to score: a text needs two tokens at least, a continuation one")
+        if len(ids) > self.max_seq_len:
+            raise UsageError(f"a text of {len(ids)} tokens does not fit the context of {self.max_seq_len}: split it")
+        return Scoring(ids, scored=len(ids) - first)
+
+    def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
+        ids = self.encode(ids)
+        if len(ids) > self.max_seq_len:
+            raise UsageError(f"{len(ids)} tokens do not fit the context of {self.max_seq_len}")
+        strategy = Forward(ids, head)
+        self._run([Request(strategy)])
+        return torch.cat(strategy.collected)
+
+    def _pieces(self, jobs: list[_Job]) -> Iterator[Piece]:
+        by_request = {id(job.request): job for job in jobs}
+        for update in self._updates([job.request for job in jobs]):
+            job = by_request[id(update.request)]
+            job.tokens += update.tokens
+            text = job.text.take() + (job.text.finish() if update.finish else "")
+            completion = _completion(job, update.finish) if update.finish else None
+            yield Piece(job.index, text, tuple(token.id for token in update.tokens), completion)
+
+    def _run(self, requests: list[Request]) -> None:
+        for _ in self._updates(requests):
+            continue
+
+    def _updates(self, requests: list[Request]) -> Iterator[Update]:
+        """Run requests to their ends. Whatever stops this early (an error, Ctrl-C, a closed iterator) ends them all."""
+        inbox: dict[int, deque[Update]] = {id(request): deque() for request in requests}
+        self._inboxes.update(inbox)
+        try:
+            for request in requests:
+                request.arrived = perf_counter()
+                self.engine.add(request)
+            while any(request.finished is None for request in requests) or any(inbox.values()):
+                if not any(inbox.values()):
+                    # Another iterator may be open on this engine: what is its own waits in its own inbox.
+                    for update in self.engine.step():
+                        self._inboxes[id(update.request)].append(update)
+                for queue in inbox.values():
+                    while queue:
+                        yield _checked(queue.popleft())
+        finally:
+            for request in requests:
+                self.engine.abort(request)
+                del self._inboxes[id(request)]
+
+
+def _checked(update: Update) -> Update:
+    if update.error is not None:
+        raise update.error
+    return update
+
+
+def _completion(job: _Job, finish: FinishReason) -> Completion:
+    return Completion(
+        prompt_ids=tuple(job.strategy.prompt),
+        text=job.text.text,
+        token_ids=tuple(token.id for token in job.tokens),
+        finish_reason=finish,
+        logprobs=tuple(job.tokens) if job.strategy.params.logprobs is not None else None,
+        timings=job.request.timings,
+        seed=job.strategy.seed,
+    )
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many: a text and a list of ids are one."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""One way from dataclass to options: default < recipe (TOML) < environment < command line. Knows no verb.
+
+The environment is read here, in `devices` and in `parallel/launch` only.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import cyclopts
+from cyclopts import App, Parameter
+from cyclopts.config import Dict, Env
+
+from bloomery.errors import UsageError
+
+PREFIX = "BLOOMERY_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerbOptions:
+    """What every verb takes."""
+
+    recipe: Path | None = None
+    """TOML file with options; the environment and the command line win over it."""
+    print_config: bool = False
+    """Print the resolved options as a recipe and stop."""
+    verbose: Annotated[bool, Parameter(alias="-v")] = False
+    """Say more on stderr."""
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
+    """Say only warnings and errors on stderr."""
+
+
+Options = TypeVar("Options", bound=VerbOptions)
+
+
+def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: str, positional: str) -> Options | None:
+    """Resolve a verb's options.
+
+    Args:
+        positional: the field that words without a dash go into: all of them when it is a tuple, else one. A recipe
+            stands first, since the other options depend on it.
+
+    Returns: the options, or None when help was asked for and printed.
+
+    Raises:
+        UsageError: an unknown or impossible option, with its source and the nearest known one.
+    """
+    argv = list(argv)
+    if positional == "recipe" and argv and not argv[0].startswith("-"):
+        argv.insert(0, "--recipe")
+    recipe = _find_recipe(argv)
+    app = App(
+        name=f"bloomery {name}",
+        help=summary,
+        version_flags=[],
+        result_action="return_value",
+        default_parameter=Parameter(negative=(), show_env_var=False),
+        config=[
+            Env(PREFIX, command=False),
+            Dict(read_recipe(Path(recipe)) if recipe else {}, source=f"recipe {recipe}"),
+        ],
+    )
+
+    def verb(*words: str, options: Any) -> tuple[tuple[str, ...], Any]:
+        return words, options
+
+    # cyclopts reads a signature; ours is only known now.
+    verb.__annotations__["words"] = Annotated[str, Parameter(help=f"The same as --{positional}.")]
+    verb.__annotations__["options"] = Annotated[options, Parameter(name="*")]
+    required = list(_required(options))
+    if not required:
+        verb.__kwdefaults__ = {"options": options()}
+    app.default(verb)
+    try:
+        result = app(argv, exit_on_error=False, print_error=False)
+    except cyclopts.MissingArgumentError as error:
+        if not required or error.keyword is not None:
+            raise UsageError(str(error)) from None
+        raise UsageError(f"bloomery {name} needs {', '.join(required)}: give them here or in a recipe") from None
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        raise UsageError(str(cause if isinstance(cause, UsageError) else error)) from None
+    return None if result is None else _place_words(*result, name, positional)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's tables.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is not valid TOML: {error}") from None
+
+
+def as_recipe(options: VerbOptions) -> str:
+    """The options as TOML, readable again by `parse`."""
+    import tomli_w
+
+    return tomli_w.dumps(_tables(options, leave_out=("recipe", "print_config")))
+
+
+def check_environment(known: Iterable[type[VerbOptions]]) -> None:
+    """Refuse a BLOOMERY_ variable that is no verb's option: it would be ignored.
+
+    Raises:
+        UsageError: names the variable and the nearest known one.
+    """
+    names = {PREFIX + "CACHE_DIR"} | {name for options in known for name in _variables(options, PREFIX)}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable not in names:
+            raise UsageError(f"environment variable {variable} is no option of any verb{nearest(variable, names)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known name that was probably meant, if one is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean '{near[0]}'?" if near else ""
+
+
+def cache_dir() -> Path:
+    """Where measurements are kept between runs: BLOOMERY_CACHE_DIR, or the user's cache folder."""
+    chosen = os.environ.get(PREFIX + "CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bloomery"
+
+
+def _find_recipe(argv: list[str]) -> str | None:
+    """The recipe's path, which must be known before the other options can be resolved."""
+    for place, word in enumerate(argv):
+        if word == "--":
+            break
+        if word == "--recipe" and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith("--recipe="):
+            return word.partition("=")[2]
+    return os.environ.get(PREFIX + "RECIPE")
+
+
+def _place_words(words: tuple[str, ...], options: Options, name: str, positional: str) -> Options:
+    if not words:
+        return options
+    default = next(field for field in fields(options) if field.name == positional)
+    if default.default is not MISSING and isinstance(default.default, tuple):
+        return replace(options, **{positional: words})
+    if len(words) > 1 or positional == "recipe":
+        raise UsageError(f"bloomery {name} takes one {positional}: '{words[-1]}' is too many")
+    return replace(options, **{positional: words[0]})
+
+
+def _tables(options: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An options object as TOML can hold it: unset options are left out, flat sections are merged in."""
+    table: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        section, flat = _section(field)
+        if section is not None:
+            inner = _tables(value)
+            table |= inner if flat else {field.name: inner}
+        elif value is not None and field.name not in leave_out:
+            table[field.name] = _plain(value)
+    return table
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _variables(options: Any, prefix: str) -> Iterable[str]:
+    """Environment variables of an options class; a section's name stands before those of its fields."""
+    for field in fields(options):
+        section, flat = _section(field)
+        if section is not None:
+            yield from _variables(section, prefix if flat else f"{prefix}{field.name.upper()}_")
+        else:
+            yield prefix + field.name.upper()
+
+
+def _required(options: Any, prefix: str = "--") -> Iterable[str]:
+    """Options that have no default."""
+    for field in fields(options):
+        section, flat = _section(field)
+        if field.default is MISSING and field.default_factory is MISSING:
+            if section is None:
+                yield prefix + field.name.replace("_", "-")
+            else:
+                yield from _required(section, prefix if flat else f"{prefix}{field.name}.")
+
+
+def _section(field: Field[Any]) -> tuple[Any, bool]:
+    """The dataclass of a field that is a section, else None; and whether its options stand beside the others."""
+    kind, flat = field.type, False
+    if get_origin(kind) is Annotated:
+        kind, *marks = get_args(kind)
+        flat = any(isinstance(mark, Parameter) and mark.name == ("*",) for mark in marks)
+    return (kind if is_dataclass(kind) else None), flat

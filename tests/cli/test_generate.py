@@ -1,0 +1,245 @@
+"""`bloomery generate` as a person meets it: stdout, stderr, exit codes, and every kind of bad input in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from talker import build_talker
+
+from bloomery import LLM, SamplingParams
+from bloomery.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(build_talker(tmp_path_factory.mktemp("cli") / "talker"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def run(capsys, *argv):
+    code = main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def start(*argv, **options):
+    """A real process, for what only a process has."""
+    command = [sys.executable, "-m", "bloomery", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def refused(capsys, *argv):
+    """The one line that a wrong command gives."""
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("bloomery: error: ")
+    return err
+
+
+def test_text_goes_to_stdout_and_the_figures_to_stderr(capsys, folder):
+    code, out, err = run(capsys, "generate", "the cat", "--model", folder, "--max-new-tokens", "20", "--ignore-eos")
+    assert code == 0
+    assert out == LLM(folder).generate("the cat", SamplingParams(max_new_tokens=20, ignore_eos=True))[0].text + "\n"
+    assert err.count("\n") == 1
+    for figure in ("20 tokens", "TTFT", "tok/s", "GB/s of weights read", "% of", "read bandwidth"):
+        assert figure in err
+
+
+def test_quiet_says_nothing_beside_the_text(capsys, folder):
+    assert run(capsys, "generate", "the cat", "--model", folder, "-q")[2] == ""
+
+
+def test_json_gives_one_object_a_prompt_in_order(capsys, folder):
+    options = ("--model", folder, "--json", "--max-new-tokens", "5", "--ignore-eos", "--logprobs", "2")
+    code, out, _ = run(capsys, "generate", "the cat", "a", "the dog saw", *options)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [len(row["token_ids"]) for row in rows] == [5, 5, 5]
+    llm = LLM(folder)
+    assert [row["prompt_ids"] for row in rows] == [llm.encode(text) for text in ("the cat", "a", "the dog saw")]
+    assert all(len(token["top"]) == 2 for token in rows[0]["logprobs"])
+
+
+def test_many_prompts_come_out_in_order_and_whole(capsys, folder):
+    texts = ["the cat", "a", "dog", "saw the"]
+    options = ("--model", folder, "--max-new-tokens", "6", "--ignore-eos", "--max-batch-size", "2")
+    _, out, _ = run(capsys, "generate", *texts, *options)
+    alone = LLM(folder).generate(texts, SamplingParams(max_new_tokens=6, ignore_eos=True))
+    assert out == "\n\n".join(completion.text for completion in alone) + "\n"
+
+
+def test_ids_in_ids_out(capsys, folder):
+    _, out, _ = run(capsys, "generate", "5 6 7", "--ids", "--model", folder, "--max-new-tokens", "4", "--ignore-eos")
+    expected = LLM(folder).generate([5, 6, 7], SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids
+    assert [int(word) for word in out.split()] == list(expected)
+
+
+def test_stdin_is_the_prompt_when_there_is_none(folder):
+    with start("generate", "--model", folder, "--json", "--max-new-tokens", "2", stdin=subprocess.PIPE) as process:
+        out, _ = process.communicate("the cat 猫\n".encode(), timeout=120)
+    assert json.loads(out)["prompt_ids"] == LLM(folder).encode("the cat 猫")
+
+
+def test_default_recipe_environment_and_command_line_win_in_this_order(capsys, folder, tmp_path, monkeypatch):
+    recipe = tmp_path / "short.toml"
+    recipe.write_text(f'model = "{folder}"\nmax_new_tokens = 3\nignore_eos = true\njson = true\n')
+
+    def length(*argv):
+        return len(json.loads(run(capsys, "generate", "the cat", "--recipe", str(recipe), *argv)[1])["token_ids"])
+
+    assert length() == 3
+    monkeypatch.setenv("BLOOMERY_MAX_NEW_TOKENS", "4")
+    assert length() == 4
+    assert length("--max-new-tokens", "5") == 5
+
+
+def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_path):
+    argv = ("--model", folder, "--temperature", "0.7", "--seed", "9", "--stop-strings", "zz", "--max-new-tokens", "9")
+    _, first, _ = run(capsys, "generate", "the cat", *argv, "--print-config")
+    recipe = tmp_path / "printed.toml"
+    recipe.write_text(first)
+    _, second, _ = run(capsys, "generate", "--recipe", str(recipe), "--print-config")
+    assert first == second
+    assert "recipe" not in first
+    from_recipe = run(capsys, "generate", "--recipe", str(recipe))[1]
+    assert from_recipe == run(capsys, "generate", "the cat", *argv)[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--max-new-toens", "5"], "Unknown option: --max-new-toens. Did you mean --max-new-tokens?"),
+        (["--temperature", "-1"], "temperature is -1.0: give 0 (greedy) or a positive number"),
+        (["--temperature", "hot"], "unable to convert"),
+        (["--temperature", "1", "--top-p", "0"], "top_p is 0.0: give a number in (0, 1]"),
+        (["--temperature", "1", "--top-p", "1.01"], "top_p is 1.01"),
+        (["--top-k", "5"], "top_k would have no effect at temperature 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0: ask for at least 1 token"),
+        (["--max-new-tokens", "512"], "max_new_tokens 512 leaves no room for a prompt in a context of 512"),
+        (["--max-new-tokens"], "--max-new-tokens requires an argument"),
+        (["--truncate", "middle"], 'Choose from: "left", "right"'),
+        (["--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["--recipe", "nowhere.toml"], "recipe nowhere.toml cannot be read: No such file or directory"),
+        (["--ids"], "--ids wants whole numbers"),
+    ],
+)
+def test_a_wrong_option_gives_one_line(capsys, folder, argv, said):
+    assert said in refused(capsys, "generate", "the cat", "--model", folder, *argv)
+
+
+def test_an_unknown_verb_or_model_names_what_there_is(capsys, tmp_path):
+    assert "no verb 'genrate': did you mean 'generate'? (verbs: generate, train, verify, info)" in refused(
+        capsys, "genrate"
+    )
+    assert "no model 'nowhere/at/all' (built in: dickens" in refused(
+        capsys, "generate", "x", "--model", "nowhere/at/all"
+    )
+    file = tmp_path / "file"
+    file.touch()
+    assert "is a file: give the folder" in refused(capsys, "generate", "x", "--model", str(file))
+
+
+def test_an_empty_prompt_is_refused(capsys, folder):
+    assert "the prompt is empty" in refused(capsys, "generate", "", "--model", folder)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_or_cut(capsys, folder):
+    long = "cat " * 1000
+    said = refused(capsys, "generate", long, "--model", folder)
+    assert "leave room for 412 in the context of 512" in said
+    assert run(capsys, "generate", long, "--model", folder, "--truncate", "left")[0] == 0
+
+
+def test_a_recipe_with_an_unknown_key_names_the_nearest(capsys, tmp_path):
+    recipe = tmp_path / "typo.toml"
+    recipe.write_text("max_new_tokns = 3\n")
+    said = refused(capsys, "generate", "x", "--recipe", str(recipe))
+    assert "max_new_tokns" in said
+    assert "typo.toml" in said
+    assert "Did you mean --max-new-tokens?" in said
+    recipe.write_text("not toml at all")
+    assert "is not valid TOML" in refused(capsys, "generate", "x", "--recipe", str(recipe))
+
+
+def test_an_unknown_environment_variable_names_the_nearest(capsys, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_TEMPRATURE", "1")
+    said = refused(capsys, "generate", "x")
+    assert "BLOOMERY_TEMPRATURE is no option of any verb: did you mean 'BLOOMERY_TEMPERATURE'?" in said
+
+
+def test_invalid_utf8_on_stdin_names_the_byte(folder):
+    with start("generate", "--model", folder, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(b"the \xff cat", timeout=120)
+    assert (process.returncode, out) == (2, b"")
+    assert err == b"bloomery: error: stdin is not valid UTF-8 at byte 4: convert it first\n"
+
+
+def test_a_prompt_that_is_no_unicode_is_refused(folder):
+    with start("generate", b"the \xff cat", "--model", folder) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, b"")
+    assert b"not valid Unicode at character 4" in err
+    assert err.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_output_that_cannot_be_written_gives_one_line(folder):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "bloomery", "generate", "the cat", "--model", folder],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
+    assert process.returncode == 2
+    assert process.stderr == b"bloomery: error: output: No space left on device\n"
+
+
+def test_ctrl_c_keeps_the_text_so_far_and_leaves_no_traceback(folder):
+    options = ("--model", folder, "--max-new-tokens", "480", "--ignore-eos", "--temperature", "1", "--seed", "1")
+    with start("generate", "the cat", *options) as process:
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read()
+        process.wait(timeout=120)
+    text = (
+        LLM(folder)
+        .generate("the cat", SamplingParams(max_new_tokens=480, ignore_eos=True, temperature=1, seed=1))[0]
+        .text
+    )
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert b"interrupted" in err
+    shown = (first + rest).decode().removesuffix("\n")
+    assert shown
+    assert text.startswith(shown)
+    assert len(shown) < len(text)
+
+
+def test_ctrl_c_before_the_first_token_is_quiet_too(folder):
+    with start("generate", "the cat", "--model", folder, "--max-new-tokens", "480") as process:
+        time.sleep(0.3)  # while it still imports
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert b"Traceback" not in err or process.returncode == -signal.SIGINT
+
+
+def test_a_reader_that_leaves_early_is_no_error(folder):
+    with start("generate", "the cat", "--model", folder, "--max-new-tokens", "400", "--ignore-eos") as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(timeout=120)
+    assert process.returncode == 0
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
