@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from tiny import SHAPES, build
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tiny import SHAPES, build
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 EOS = 2

@@ -292,6 +292,17 @@ def test_wrong_arguments_name_their_limits(folder):
         LLM("dicken")
 
 
+def test_a_cache_that_no_memory_holds_is_refused_with_its_size(folder):
+    with pytest.raises(UsageError, match=r"GB for keys and values of .* lower max_batch_size or max_seq_len"):
+        LLM(folder, max_batch_size=10**9)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_fp32(folder, llm, dtype):
+    exact, near = llm.logits(prompts(llm)[4]), LLM(folder, dtype=dtype).logits(prompts(llm)[4])
+    assert (near - exact).abs().mean() <= 0.05 * exact.std()
+
+
 def test_a_damaged_tokenizer_is_refused(folder, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)

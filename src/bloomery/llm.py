@@ -235,7 +235,7 @@ class LLM:
             ids = self.encode(whole) if whole is not None else start + self.encode(continuation)
             first = len(start)
         else:
-            ids, first = self.encode(text), 1  # type: ignore[arg-type]
+            ids, first = self.encode(text), 1
         if first >= len(ids):
             raise UsageError("nothing to score: a text needs two tokens at least, a continuation one")
         if len(ids) > self.max_seq_len:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import cyclopts
+import tomli_w
 from cyclopts import App, Parameter
 from cyclopts.config import Dict, Env
 
@@ -52,31 +53,11 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
     argv = list(argv)
     if positional == "recipe" and argv and not argv[0].startswith("-"):
         argv.insert(0, "--recipe")
-    recipe = _find_recipe(argv)
-    app = App(
-        name=f"bloomery {name}",
-        help=summary,
-        version_flags=[],
-        result_action="return_value",
-        default_parameter=Parameter(negative=(), show_env_var=False),
-        config=[
-            Env(PREFIX, command=False),
-            Dict(read_recipe(Path(recipe)) if recipe else {}, source=f"recipe {recipe}"),
-        ],
-    )
-
-    def verb(*words: str, options: Any) -> tuple[tuple[str, ...], Any]:
-        return words, options
-
-    # cyclopts reads a signature; ours is only known now.
-    verb.__annotations__["words"] = Annotated[str, Parameter(help=f"The same as --{positional}.")]
-    verb.__annotations__["options"] = Annotated[options, Parameter(name="*")]
     required = list(_required(options))
-    if not required:
-        verb.__kwdefaults__ = {"options": options()}
-    app.default(verb)
     try:
-        result = app(argv, exit_on_error=False, print_error=False)
+        result = _app(options, name, summary, positional, _find_recipe(argv))(
+            argv, exit_on_error=False, print_error=False
+        )
     except cyclopts.MissingArgumentError as error:
         if not required or error.keyword is not None:
             raise UsageError(str(error)) from None
@@ -84,7 +65,10 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
         raise UsageError(str(cause if isinstance(cause, UsageError) else error)) from None
-    return None if result is None else _place_words(*result, name, positional)
+    if result is None:
+        return None
+    words, resolved = result
+    return _place_words(words, resolved, name, positional)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -103,8 +87,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def as_recipe(options: VerbOptions) -> str:
     """The options as TOML, readable again by `parse`."""
-    import tomli_w
-
     return tomli_w.dumps(_tables(options, leave_out=("recipe", "print_config")))
 
 
@@ -134,6 +116,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bloomery"
 
 
+def _app(options: type[VerbOptions], name: str, summary: str, positional: str, recipe: str | None) -> App:
+    """A command line for one verb, which returns the words without a dash and the options."""
+    app = App(
+        name=f"bloomery {name}",
+        help=summary,
+        version_flags=[],
+        result_action="return_value",
+        default_parameter=Parameter(negative=(), show_env_var=False),
+        config=[
+            Env(PREFIX, command=False),
+            Dict(read_recipe(Path(recipe)) if recipe else {}, source=f"recipe {recipe}"),
+        ],
+    )
+
+    def verb(*words: str, options: Any) -> tuple[tuple[str, ...], Any]:
+        return words, options
+
+    # cyclopts reads a signature; ours is only known now.
+    verb.__annotations__["words"] = Annotated[str, Parameter(help=f"The same as --{positional}.")]
+    verb.__annotations__["options"] = Annotated[options, Parameter(name="*")]
+    if not any(_required(options)):
+        verb.__kwdefaults__ = {"options": options()}
+    app.default(verb)
+    return app
+
+
 def _find_recipe(argv: list[str]) -> str | None:
     """The recipe's path, which must be known before the other options can be resolved."""
     for place, word in enumerate(argv):
@@ -151,10 +159,10 @@ def _place_words(words: tuple[str, ...], options: Options, name: str, positional
         return options
     default = next(field for field in fields(options) if field.name == positional)
     if default.default is not MISSING and isinstance(default.default, tuple):
-        return replace(options, **{positional: words})
+        return replace(options, **cast(Any, {positional: words}))
     if len(words) > 1 or positional == "recipe":
         raise UsageError(f"bloomery {name} takes one {positional}: '{words[-1]}' is too many")
-    return replace(options, **{positional: words[0]})
+    return replace(options, **cast(Any, {positional: words[0]}))
 
 
 def _tables(options: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from talker import build_talker
 
 from bloomery import LLM, SamplingParams
 from bloomery.cli import main
+from talker import build_talker
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,8 @@ def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--recipe", "nowhere.toml"], "recipe nowhere.toml cannot be read: No such file or directory"),
         (["--ids"], "--ids wants whole numbers"),
+        (["--logprobs", "2"], "--logprobs needs --json"),
+        (["--max-batch-size", "0"], "max_batch_size is 0: give at least 1"),
     ],
 )
 def test_a_wrong_option_gives_one_line(capsys, folder, argv, said):

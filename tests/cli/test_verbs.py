@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
-from talker import build_talker
 
 from bloomery.cli import VERBS, main
+from talker import build_talker
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,15 @@ def test_info_of_a_broken_model_says_what_is_missing(folder, tmp_path, capsys):
 def test_train_without_recipe_says_what_it_needs(capsys):
     assert main(["train"]) == 2
     err = capsys.readouterr().err
-    assert "bloomery train needs --data.train, --data.valid, --run.out" in err
+    assert "bloomery train needs --data.train, --data.valid, --model.family, --run.out" in err
     assert err.count("\n") == 1
 
 
 def test_a_wrong_value_in_a_nested_option_names_it(capsys, tmp_path):
     recipe = tmp_path / "r.toml"
-    recipe.write_text('[data]\ntrain = ["a"]\nvalid = ["b"]\n[run]\nout = "x"\n[optim]\nlr = -1.0\n')
+    recipe.write_text(
+        '[data]\ntrain = ["a"]\nvalid = ["b"]\n[run]\nout = "x"\n[model]\nfamily = "bloom"\n[optim]\nlr = -1.0\n'
+    )
     assert main(["train", str(recipe)]) == 2
     assert "optim.lr is -1.0" in capsys.readouterr().err
     assert main(["train", str(recipe), "--optim.lrr", "3"]) == 2

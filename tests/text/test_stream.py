@@ -3,10 +3,10 @@
 import random
 
 import pytest
-from talker import byte_level_tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bloomery.text.stream import TextStream
+from talker import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer(300)
 WINDOWS = "naïve café — “quotes” 猫と犬 🐈‍⬛👩‍👩‍👧 हिन्दी العربية \N{REPLACEMENT CHARACTER} end"

@@ -1,4 +1,4 @@
-"""What a Hugging Face model folder says of itself: its JSON files and which tensor lies in which file.
+"""What a Hugging Face model folder says of itself: its JSON files, and which files hold its tensors.
 
 Knows nothing of modules: `load` turns tensors into a decoder.
 """
@@ -23,10 +23,7 @@ WEIGHT_FILES = (
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder, checked as far as its JSON goes.
-
-    `weights` are the files that hold tensors, `index` says which of them holds which tensor (None: ask the file).
-    """
+    """A model folder, checked as far as its JSON goes. `weights` are the files that hold tensors."""
 
     path: Path
     family: Family
@@ -34,15 +31,13 @@ class Folder:
     raw: dict[str, Any]
     generation: dict[str, Any]
     weights: tuple[Path, ...]
-    index: dict[str, Path] | None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a text: from generation_config.json, else config.json."""
+        """Ids that end a text: from generation_config.json, else config.json. Those that no token has are left out."""
         eos = self.generation.get("eos_token_id", self.raw.get("eos_token_id"))
-        if eos is None:
-            return ()
-        return tuple(eos) if isinstance(eos, list) else (eos,)
+        ids = eos if isinstance(eos, list) else [eos]
+        return tuple(token for token in ids if token is not None and 0 <= token < self.config.vocab_size)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -57,23 +52,26 @@ def read_folder(path: Path) -> Folder:
         CheckpointError: a file is missing or damaged, or the family is not one of ours.
     """
     raw = read_json(path / "config.json", "a model folder needs one")
-    family = FAMILIES.get(raw.get("model_type", ""))
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(
-            f"{path / 'config.json'}: model_type {raw.get('model_type')!r} is not a family we know ({known})"
-        )
+    family, config = _describe(path / "config.json", raw)
     generation = path / "generation_config.json"
-    weights, index = _find_weights(path)
     return Folder(
         path=path,
         family=family,
-        config=family.to_config(raw),
+        config=config,
         raw=raw,
         generation=read_json(generation) if generation.exists() else {},
-        weights=weights,
-        index=index,
+        weights=_find_weights(path),
     )
+
+
+def _describe(file: Path, raw: dict[str, Any]) -> tuple[Family, DecoderConfig]:
+    name = raw.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(f"{file}: model_type {name!r} is not a family we know: take one of {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[name], FAMILIES[name].to_config(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def read_json(file: Path, why: str = "") -> dict[str, Any]:
@@ -93,18 +91,17 @@ def read_json(file: Path, why: str = "") -> dict[str, Any]:
     return value
 
 
-def _find_weights(path: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None]:
+def _find_weights(path: Path) -> tuple[Path, ...]:
     found = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
     if found is None:
         raise CheckpointError(f"{path} has no weights: expected one of {', '.join(WEIGHT_FILES)}")
     if found.suffix != ".json":
-        return (found,), None
+        return (found,)
     names = read_json(found).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise CheckpointError(f"{found} has no weight_map: fetch it again")
-    index = {tensor: path / file for tensor, file in names.items()}
-    files = tuple(sorted(set(index.values())))
+    files = tuple(path / file for file in sorted(set(names.values())))
     for file in files:
         if not file.exists():
             raise CheckpointError(f"{file} is missing, but {found.name} names it: fetch the folder again")
-    return files, index
+    return files

@@ -24,4 +24,6 @@ def resolve(model: str | Path) -> Path:
         raise UsageError(f"'{model}' is a file: give the folder that holds config.json and the weights")
     near = get_close_matches(str(model), BUILT_IN, 1)
     hint = f": did you mean '{near[0]}'?" if near else ""
-    raise UsageError(f"no model '{model}'{hint or ''} (built in: {', '.join(BUILT_IN)}; otherwise the path of a folder)")
+    raise UsageError(
+        f"no model '{model}'{hint or ''} (built in: {', '.join(BUILT_IN)}; otherwise the path of a folder)"
+    )

@@ -3,9 +3,9 @@
 Knows nothing of tokenizers and engines.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from bloomery.checkpoint.folder import Folder
 from bloomery.errors import CheckpointError
+from bloomery.families.rules import Source
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
-
-Read = Callable[[str], Tensor]
 
 
 def load_decoder(folder: Folder, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
@@ -30,34 +29,44 @@ def load_decoder(folder: Folder, dtype: torch.dtype | None = None, device: torch
         dtype: None keeps the checkpoint's own (fp16 becomes fp32 on a CPU, which has no fast fp16).
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape, or a file cannot be read.
+        CheckpointError: a tensor is missing, unknown, there twice or of another shape, or a file cannot be read.
     """
     device = torch.device(device)
     files = [_open_file(file) for file in folder.weights]
     where = _locate(folder, files)
     with torch.device("meta"):
         decoder = Decoder(folder.config)
-    shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
+    parameters = dict(decoder.named_parameters())
     if dtype is None:
         dtype = _natural_dtype(where["embed.tokens.weight"], device)
     for ours, source in folder.family.sources(folder.config).items():
         file, theirs = where[ours]
-        tensor = file.read(theirs)
-        if source.reorder is not None:
-            # Of a tensor with fewer dimensions than it should have, the shape is reported below.
-            with suppress(IndexError, RuntimeError):
-                tensor = source.reorder.to_ours(tensor, folder.config)
-        if tensor.shape != shapes[ours]:
-            raise CheckpointError(
-                f"{file.path}: tensor '{theirs}' has shape {list(tensor.shape)}, but config.json asks for "
-                f"{list(shapes[ours])}: config and weights are of different models"
-            )
-        _assign(decoder, ours, tensor.to(device=device, dtype=dtype).contiguous())
+        tensor = _read(file, theirs, source, parameters[ours], folder)
+        # One copy at most, also of a transposed view of another dtype.
+        tensor = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format).contiguous()
+        _assign(decoder, ours, tensor)
         file.release(theirs)
     if folder.config.tied_head:
-        _check_tied_copy(folder, files, decoder)
+        if "head.weight" in where:
+            _check_tied_copy(*where["head.weight"], decoder)
         decoder.head.weight = decoder.embed.tokens.weight
     return decoder.eval()
+
+
+def _read(file: "WeightFile", theirs: str, source: Source, parameter: Tensor, folder: Folder) -> Tensor:
+    """A tensor in our order, refused unless it lies in the file as it should."""
+    tensor, reorder = file.read(theirs), source.reorder
+    # The shape is checked before the reordering: a matrix that lies the other way round could have ours by chance.
+    expected = parameter if reorder is None else reorder.to_theirs(parameter, folder.config)
+    if tensor.shape != expected.shape:
+        raise CheckpointError(
+            f"{file.path}: tensor '{theirs}' has shape {list(tensor.shape)}, but config.json asks for "
+            f"{list(expected.shape)}: config and weights are of different models"
+        )
+    if not tensor.is_floating_point():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{file.path}: tensor '{theirs}' is {dtype}: get the model in fp32, fp16 or bf16")
+    return tensor if reorder is None else reorder.to_ours(tensor, folder.config)
 
 
 class WeightFile:
@@ -85,24 +94,40 @@ class WeightFile:
 
 class PickledFile(WeightFile):
     """An old `.bin` checkpoint: mapped when it is a zip file, read whole when it is older still. Never unpickled
-    beyond tensors."""
+    beyond tensors.
+
+    One mapping serves all tensors, so that pages which were read to be reordered count until the model goes; the
+    kernel takes them back when memory is short.
+    """
 
     def _names(self) -> list[str]:
         try:
-            try:
-                self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
-                    raise
-                logger.info("%s is in a format older than torch 1.6: reading it whole", self.path)
-                self.tensors = torch.load(self.path, map_location="cpu", weights_only=True)
+            tensors = self._load()
+        except UnpicklingError:  # torch's own words explain at length how to run the code
+            raise CheckpointError(
+                f"{self.path} holds something else than tensors, maybe harmful code, and is not read: "
+                "fetch it again, best as safetensors"
+            ) from None
         except Exception as error:  # torch raises a dozen kinds for a damaged file
-            reason = str(error).split("\n")[0]
+            reason = str(error).split("\n")[0] or "it ends too early"
             raise CheckpointError(f"{self.path} cannot be read as weights ({reason}): fetch it again") from None
-        return list(self.tensors)
+        named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+        if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise CheckpointError(f"{self.path} holds something else than named tensors: fetch it as safetensors")
+        self.tensors: dict[str, Tensor] = tensors
+        return list(tensors)
+
+    def _load(self) -> Any:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        logger.info("%s is in a format older than torch 1.6: reading it whole", self.path)
+        return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def read(self, name: str) -> Tensor:
-        return self.tensors[name]
+        return self.tensors[name].detach()
 
     def release(self, name: str) -> None:
         del self.tensors[name]
@@ -113,9 +138,21 @@ def _open_file(path: Path) -> WeightFile:
 
 
 def _locate(folder: Folder, files: list[WeightFile]) -> dict[str, tuple[WeightFile, str]]:
-    """Our name -> the file and the name under which it lies there. Refuses what is missing and what is unknown."""
+    """Our name -> the file and the name under which it lies there, also a head's that is tied and yet written.
+
+    Refuses what is missing, unknown or there twice.
+    """
     family = folder.family
-    found = {name.removeprefix(family.prefix): (file, name) for file in files for name in file.names}
+    found: dict[str, tuple[WeightFile, str]] = {}
+    for file in files:
+        for theirs in file.names:
+            name = theirs.removeprefix(family.prefix)
+            if name in found:
+                first, other = found[name]
+                raise CheckpointError(
+                    f"{file.path}: tensor '{theirs}' is also '{other}' in {first.path.name}: fetch the folder again"
+                )
+            found[name] = (file, theirs)
     sources = family.sources(folder.config)
     for ours, source in sources.items():
         if source.theirs not in found:
@@ -130,7 +167,8 @@ def _locate(folder: Folder, files: list[WeightFile]) -> dict[str, tuple[WeightFi
                 f"{file.path}: tensor '{theirs}' is not one of a {family.name} of {folder.config.num_layers} layers: "
                 "config and weights are of different models"
             )
-    return {ours: found[source.theirs] for ours, source in sources.items()}
+    where = {ours: found[source.theirs] for ours, source in sources.items()}
+    return where | {"head.weight": found[family.head]} if family.head in found else where
 
 
 def _natural_dtype(place: tuple[WeightFile, str], device: torch.device) -> torch.dtype:
@@ -146,14 +184,12 @@ def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:
     setattr(decoder.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _check_tied_copy(folder: Folder, files: list[WeightFile], decoder: Decoder) -> None:
+def _check_tied_copy(file: WeightFile, theirs: str, decoder: Decoder) -> None:
     """Some tools write a tied head twice. Two different ones would mean that one of them is ignored."""
-    for file in files:
-        if folder.family.head in file.names:
-            head = file.read(folder.family.head)
-            embedding = decoder.embed.tokens.weight
-            if not torch.equal(head.to(device=embedding.device, dtype=embedding.dtype), embedding):
-                raise CheckpointError(
-                    f"{file.path}: '{folder.family.head}' differs from the embedding although config.json ties them: "
-                    "set tie_word_embeddings to false"
-                )
+    embedding = decoder.embed.tokens.weight
+    head = file.read(theirs)
+    if not torch.equal(head.to(device=embedding.device, dtype=embedding.dtype), embedding):
+        raise CheckpointError(
+            f"{file.path}: tensor '{theirs}' differs from the embedding although config.json ties them: "
+            "set tie_word_embeddings to false"
+        )

@@ -18,20 +18,22 @@ from bloomery.settings import cache_dir
 
 def run(options: GenerateOptions) -> int:
     """Generate, and say how fast. Ctrl-C keeps the text so far and exits with 130."""
+    if options.sampling.logprobs is not None and not options.json:
+        raise UsageError("--logprobs needs --json, which has a place for them")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
-    params = options.sampling
     began = perf_counter()
     llm = LLM(
         options.model,
         dtype=options.dtype,
         device=options.device,
         max_seq_len=options.max_seq_len,
-        max_batch_size=options.max_batch_size,
+        # Seats that nobody will take would reserve memory for nothing.
+        max_batch_size=min(options.max_batch_size, len(prompts)),
     )
     if llm.tokenizer is None and not options.ids:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
     logger.debug("loaded %s in %.2f s (%s on %s)", options.model, perf_counter() - began, llm.dtype, llm.device)
-    pieces = llm.stream(prompts, params, truncate=options.truncate)
+    pieces = llm.stream(prompts, options.sampling, truncate=options.truncate)
     if sys.stderr.isatty() and not options.json and len(prompts) == 1:
         print(f"\x1b[2m{prompts[0]}\x1b[0m", end="", file=sys.stderr, flush=True)
     output = _Output(options, len(prompts))

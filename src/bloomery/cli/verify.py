@@ -1,4 +1,4 @@
-"""`bloomery verify`: our logits and greedy tokens against transformers', in fp32, as a table. Exit code 1: they differ."""
+"""`bloomery verify`: our logits and greedy tokens against those of transformers, in fp32, as a table."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors import build_processors
-from bloomery.engine.random import fresh_seed, uniform
 from bloomery.errors import BloomeryError
+from bloomery.ops.random import fresh_seed, uniform
 
 FinishReason = Literal["stop", "length", "error"]
 

@@ -17,9 +17,7 @@ from bloomery.model.config import DecoderConfig
 
 
 def to_config(raw: Raw) -> DecoderConfig:
-    refuse_unless(
-        raw, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
-    )
+    refuse_unless(raw, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     hidden = require(raw, "n_embd", "hidden_size")
     return DecoderConfig(
         vocab_size=require(raw, "vocab_size"),

@@ -1,14 +1,17 @@
 """What a family is: other people's names and layouts as data, both ways. Knows no family and no file format."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.errors import CheckpointError
 from bloomery.model.config import DecoderConfig
+
+if TYPE_CHECKING:  # a package imports without torch, and the tensors here are only named
+    from torch import Tensor
 
 Raw = Mapping[str, Any]
 """A parsed config.json."""

@@ -1,20 +1,34 @@
 """Keys and values: in blocks of a static pool for inference, nowhere for training. Knows no request and no slot."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
 from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
 
 
 class KVCache:
-    """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine."""
+    """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine.
+
+    Raises:
+        UsageError: there is not that much memory.
+    """
 
     def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.num_layers, blocks, BLOCK, config.num_heads, config.head_dim)
         # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        try:
+            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.values = torch.empty(shape, dtype=dtype, device=device)
+        except RuntimeError:  # torch.OutOfMemoryError is one on a GPU, on a CPU it is plain
+            size = 2 * math.prod(shape) * dtype.itemsize / 1e9
+            raise UsageError(
+                f"{size:.1f} GB for keys and values of {blocks * BLOCK} positions cannot be had on {device}: "
+                "lower max_batch_size or max_seq_len"
+            ) from None
 
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks before a new owner uses them: a masked NaN left by another request would still spread."""

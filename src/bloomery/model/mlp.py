@@ -1,5 +1,6 @@
 """The feed-forward half of a block."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch.nn import functional
 
 from bloomery.model.config import DecoderConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "gelu": functional.gelu,
     "relu": functional.relu,

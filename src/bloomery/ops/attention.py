@@ -26,8 +26,9 @@ class Span(NamedTuple):
 class Group:
     """Spans of equal length: they attend in one call."""
 
-    tokens: Tensor  # (R*T,) where their tokens stand in the flat step
-    blocks: Tensor | slice  # (R, B) their blocks; a slice when one row's blocks are consecutive, so nothing is gathered
+    # Slices where what they pick is consecutive, so that nothing is gathered.
+    tokens: Tensor | slice  # (R*T,) where their tokens stand in the flat step
+    blocks: Tensor | slice  # (R, B) their blocks
     bias: Tensor  # (R, H or 1, T, S) fp32, added to the scores: ALiBi, and -inf where a key must not be seen
 
 
@@ -49,15 +50,21 @@ def group_spans(spans: list[Span], slopes: Tensor | None, device: torch.device) 
 def _group(members: list[tuple[int, Span]], length: int, slopes: Tensor | None, device: torch.device) -> Group:
     arange = torch.arange(length, device=device)
     starts = torch.tensor([span.start for _, span in members], device=device)
-    tokens = (torch.tensor([first for first, _ in members], device=device)[:, None] + arange).flatten()
+    places = [place for first, _ in members for place in range(first, first + length)]
     count = max(-(-(span.start + length) // BLOCK) for _, span in members)
     # A shorter row repeats its own first block: those positions are masked, and no other row's values can reach it.
     rows = [(span.blocks[:count] + (span.blocks[0],) * count)[:count] for _, span in members]
-    blocks: Tensor | slice = torch.tensor(rows, device=device)
-    if len(rows) == 1 and rows[0] == tuple(range(rows[0][0], rows[0][0] + count)):
-        blocks = slice(rows[0][0], rows[0][0] + count)
     queries = starts[:, None] + arange  # (R, T)
-    return Group(tokens, blocks, position_bias(queries, count * BLOCK, slopes))
+    return Group(
+        tokens=_index(places, device),
+        blocks=_index(list(rows[0]), device) if len(rows) == 1 else torch.tensor(rows, device=device),
+        bias=position_bias(queries, count * BLOCK, slopes),
+    )
+
+
+def _index(places: list[int], device: torch.device) -> Tensor | slice:
+    first, last = places[0], places[-1]
+    return slice(first, last + 1) if places == list(range(first, last + 1)) else torch.tensor(places, device=device)
 
 
 def position_bias(queries: Tensor, length: int, slopes: Tensor | None) -> Tensor:
@@ -89,7 +96,9 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Grou
             cached[group.blocks].reshape(rows, -1, *cached.shape[-2:]).transpose(1, 2)  # (R, H, S, D)
             for cached in (keys, values)
         )
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=group.bias)
+        # Fused CUDA kernels take a mask in the query's dtype alone; on a CPU the bias stays in fp32.
+        bias = group.bias if q.device.type == "cpu" else group.bias.to(q.dtype)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
         out[group.tokens] = attended.transpose(1, 2).flatten(0, 1)
     return out
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from bloomery.engine.random import uniform
 from bloomery.engine.strategy import inverse_cdf
+from bloomery.ops.random import uniform
 
 
 def test_a_number_is_a_pure_function_of_its_counters():

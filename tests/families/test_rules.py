@@ -1,0 +1,109 @@
+"""Rules lose nothing: each of our tensors from exactly one of theirs, and back, bit by bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bloomery.families import FAMILIES
+from bloomery.families.rules import Family, Rule
+from bloomery.model.config import DecoderConfig
+from bloomery.model.decoder import Decoder
+from tiny import SHAPES, Shape, Tiny, new_model
+
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+
+
+def translated(shape: Shape) -> tuple[Family, DecoderConfig, dict[str, torch.Tensor]]:
+    """A shape's family, its config in our words, and the tensors transformers has, a tied head once."""
+    model = new_model(shape)
+    family = FAMILIES[shape.family]
+    config = family.to_config(model.config.to_dict())
+    tensors = dict(model.state_dict())
+    if config.tied_head:
+        del tensors[family.head]
+    return family, config, tensors
+
+
+@shapes
+def test_every_parameter_of_ours_has_exactly_one_rule(shape: Shape) -> None:
+    family, config, _ = translated(shape)
+    with torch.device("meta"):
+        ours = {name for name, _ in Decoder(config).named_parameters()}
+    assert set(family.sources(config)) == ours
+    for field in ("ours", "theirs"):
+        names = [getattr(rule, field) for rule in family.rules]
+        assert len(names) == len(set(names))
+
+
+@shapes
+def test_every_tensor_of_theirs_is_consumed(shape: Shape) -> None:
+    family, config, tensors = translated(shape)
+    sources = [source.theirs for source in family.sources(config).values()]
+    theirs = {name.removeprefix(family.prefix) for name in tensors}
+    assert theirs == set(sources)
+    assert len(sources) == len(set(sources))
+
+
+@shapes
+def test_reorder_and_its_inverse_are_exact(shape: Shape) -> None:
+    family, config, tensors = translated(shape)
+    with torch.device("meta"):
+        ours = dict(Decoder(config).named_parameters())
+    by_name = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
+    for name, source in family.sources(config).items():
+        theirs = by_name[source.theirs]
+        if source.reorder is None:
+            assert theirs.shape == ours[name].shape
+            continue
+        mine = source.reorder.to_ours(theirs, config)
+        assert mine.shape == ours[name].shape
+        assert torch.equal(source.reorder.to_theirs(mine, config), theirs)
+        numbered = torch.arange(float(ours[name].numel())).view(ours[name].shape)
+        assert torch.equal(source.reorder.to_ours(source.reorder.to_theirs(numbered, config), config), numbered)
+
+
+def test_fused_rows_are_grouped_by_head(gpt2: Tiny) -> None:
+    """Against transformers' own reading of the matrix: columns in thirds q, k, v, each cut into heads."""
+    family, config, tensors = translated(gpt2.shape)
+    for suffix in ("weight", "bias"):
+        theirs = tensors[f"transformer.h.0.attn.c_attn.{suffix}"]
+        source = family.sources(config)[f"blocks.0.attn.qkv.{suffix}"]
+        assert source.reorder is not None
+        ours = source.reorder.to_ours(theirs, config)
+        thirds = theirs.split(config.hidden_size, dim=-1)
+        for head in range(config.num_heads):
+            for part in range(3):
+                rows = ours.unflatten(0, (config.num_heads, 3, config.head_dim))[head, part]
+                columns = thirds[part].unflatten(-1, (config.num_heads, config.head_dim))[..., head, :]
+                assert torch.equal(rows, columns.T if suffix == "weight" else columns)
+
+
+def test_layer_number_is_filled_in_everywhere() -> None:
+    for family in FAMILIES.values():
+        for rule in family.rules:
+            assert ("{i}" in rule.theirs) == ("{i}" in rule.ours)
+
+
+def test_families_are_registered_by_their_own_name() -> None:
+    assert all(name == family.name for name, family in FAMILIES.items())
+
+
+def test_untied_head_stands_outside_the_prefix(gpt2: Tiny) -> None:
+    family, config, _ = translated(gpt2.shape)
+    assert "head.weight" not in family.sources(config)
+    untied = family.sources(replace(config, tied_head=False))
+    assert untied["head.weight"].theirs == "lm_head.weight"
+
+
+def test_buffers_of_masks_are_ignored_and_weights_are_not() -> None:
+    family = FAMILIES["gpt2"]
+    assert family.is_ignored("h.11.attn.bias")
+    assert family.is_ignored("h.0.attn.masked_bias")
+    for rule in family.rules:
+        assert not family.is_ignored(rule.theirs.replace("{i}", "0"))
+    assert not family.is_ignored("h.0.attn.c_attn.biases")
+
+
+def test_rule_without_reorder_means_the_same_bytes() -> None:
+    assert Rule("a", "b").reorder is None

@@ -1,0 +1,34 @@
+"""A DecoderConfig that cannot be built is refused in words."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from bloomery.errors import CheckpointError
+from bloomery.model.config import DecoderConfig
+
+GOOD = DecoderConfig(
+    vocab_size=10, hidden_size=12, num_layers=1, num_heads=3, ffn_size=48, max_seq_len=7, positions="alibi"
+)
+SIZES = ["vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len"]
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("value", [0, -1, 2.0, "8", None])
+def test_size_that_is_no_positive_integer_is_named(field: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"{field} must be a positive integer, not {value!r}"):
+        replace(GOOD, **{field: value})
+
+
+def test_heads_must_divide_the_hidden_size() -> None:
+    with pytest.raises(CheckpointError, match="hidden_size 12 is not a multiple of num_heads 5"):
+        replace(GOOD, num_heads=5)
+
+
+def test_head_dim_is_the_share_of_a_head() -> None:
+    assert GOOD.head_dim == 4
+
+
+def test_config_cannot_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        GOOD.vocab_size = 11

@@ -1,0 +1,99 @@
+"""Attention and its bias against plain softmax in float64; how spans become groups."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
+
+Array = NDArray[np.float64]
+CPU = torch.device("cpu")
+SLOPES = {"alibi": torch.tensor([0.5, 0.25, 0.01]), "learned": None}
+kinds = pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES.keys())
+
+
+def softmax_attention(query: Array, keys: Array, values: Array, first: int, slopes: torch.Tensor | None) -> Array:
+    """(T, H, D) of queries at places first … first+T, each over all keys (S, H, D) up to its own place."""
+    scores = np.einsum("thd,shd->hts", query, keys) / np.sqrt(query.shape[-1])
+    places, seen = np.arange(first, first + len(query))[:, None], np.arange(len(keys))[None]
+    if slopes is not None:
+        scores = scores + slopes.double().numpy()[:, None, None] * (seen - places)
+    weights = np.where(seen <= places, np.exp(scores - scores.max()), 0)
+    return np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), values)
+
+
+def random_qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(tokens, 3, 8, generator=generator) for _ in range(3)]
+
+
+def expect(actual: torch.Tensor, expected: Array) -> None:
+    torch.testing.assert_close(actual.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+@kinds
+def test_causal_attention_equals_softmax_in_float64(slopes: torch.Tensor | None) -> None:
+    query, key, value = random_qkv(70)
+    bias = position_bias(torch.arange(70)[None], 70, slopes)
+    out = attend_causal(query[None], key[None], value[None], bias)[0]
+    expect(out, softmax_attention(*(x.double().numpy() for x in (query, key, value)), 0, slopes))
+
+
+@kinds
+@pytest.mark.parametrize("spans", [[(0, 70)], [(69, 1)], [(3, 1), (64, 1), (127, 1)], [(0, 5), (60, 8), (100, 5)]])
+def test_block_attention_equals_softmax_in_float64(slopes: torch.Tensor | None, spans: list[tuple[int, int]]) -> None:
+    pool = torch.full((2, 9, BLOCK, 3, 8), torch.nan)
+    tables = [(7, 2), (3, 5), (8, 0)]
+    queries, expected, work = [], [], []
+    for index, (start, length) in enumerate(spans):
+        blocks, end = tables[index], start + length
+        query, key, value = random_qkv(end, index)
+        for cached, x in zip(pool, (key, value), strict=True):
+            whole = torch.zeros(2 * BLOCK, 3, 8)
+            whole[:end] = x
+            cached[list(blocks)] = whole.unflatten(0, (2, BLOCK))
+        queries.append(query[start:])
+        expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, slopes))
+        work.append(Span(start, length, blocks))
+    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, slopes, CPU))
+    expect(out, np.concatenate(expected))
+
+
+def test_bias_is_slope_times_distance_and_hides_the_future() -> None:
+    bias = position_bias(torch.tensor([[2, 3], [0, 1]]), 5, torch.tensor([0.5]))
+    hidden = -torch.inf
+    assert bias[:, 0].tolist() == [
+        [[-1.0, -0.5, 0.0, hidden, hidden], [-1.5, -1.0, -0.5, 0.0, hidden]],
+        [[0.0, hidden, hidden, hidden, hidden], [-0.5, 0.0, hidden, hidden, hidden]],
+    ]
+    assert bias.dtype == torch.float32
+
+
+def test_spans_of_one_length_form_one_group() -> None:
+    spans = [Span(0, 3, (0,)), Span(70, 1, (1, 2)), Span(5, 3, (3,)), Span(9, 1, (4,))]
+    groups = group_spans(spans, None, CPU)
+    assert [group.tokens.tolist() for group in groups] == [[0, 1, 2, 4, 5, 6], [3, 7]]
+
+
+def test_shorter_row_repeats_a_block_of_its_own() -> None:
+    (group,) = group_spans([Span(150, 1, (5, 6, 7)), Span(9, 1, (4, 8))], None, CPU)
+    assert isinstance(group.blocks, torch.Tensor)
+    assert set(group.blocks[1].tolist()) <= {4, 8}
+    assert group.blocks[0].tolist() == [5, 6, 7]
+
+
+def test_consecutive_blocks_are_not_gathered() -> None:
+    def blocks(table: tuple[int, ...]) -> object:
+        return group_spans([Span(130, 1, table)], None, CPU)[0].blocks
+
+    assert blocks((4, 5, 6)) == slice(4, 7)
+    assert blocks((4, 5, 6, 0)) == slice(4, 7)  # what lies beyond the text does not matter
+    assert isinstance(blocks((4, 6, 5)), torch.Tensor)
+
+
+@kinds
+def test_causal_attention_has_the_gradient_of_softmax(slopes: torch.Tensor | None) -> None:
+    inputs = [x[None].double().requires_grad_() for x in random_qkv(6)]
+    bias = position_bias(torch.arange(6)[None], 6, slopes).double()
+    assert torch.autograd.gradcheck(lambda q, k, v: attend_causal(q, k, v, bias), inputs)
