@@ -1,0 +1,72 @@
+"""Trains a byte-level BPE of BLOOM's kind and spells it as files. Knows no model, and no file of text."""
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, processors, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+from bloomery.errors import UsageError
+
+SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+"""BLOOM's special tokens; their ids are 0 to 3, in this order."""
+
+SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "unk_token_id": 0}
+EOS = SPECIAL_IDS["eos_token_id"]
+
+WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+"""The pattern of bigscience/bloom's tokenizer.json: a word with the space before it, cut at punctuation."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn the merges of a byte-level BPE.
+
+    All 256 bytes are in the vocabulary, so that every text comes back from its ids unchanged.
+
+    Raises:
+        UsageError: the texts hold too few different words for so many tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    words = Split(Regex(WORDS), behavior="isolated")
+    tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=True, trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocab_size:
+        raise UsageError(
+            f"data.train gives a vocabulary of {found} tokens, not {vocab_size}: lower model.vocab_size or add text"
+        )
+    return tokenizer
+
+
+def tokenizer_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, str]:
+    """File name -> text of a Hugging Face tokenizer."""
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": seq_len,
+        "padding_side": "left",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        **SPECIAL,
+    }
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=False) + "\n",
+        "tokenizer_config.json": json.dumps(described, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def byte_lengths(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """(V,) bytes of text that each token stands for; 0 for the special ones, which stand for none."""
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for token, index in tokenizer.get_vocab().items():
+        # A byte-level token spells every byte as one character.
+        lengths[index] = 0 if token in SPECIAL.values() else len(token)
+    return lengths

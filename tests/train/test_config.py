@@ -1,0 +1,143 @@
+"""Options that cannot be right are refused in one line that names them; the rest survive being written and read."""
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bloomery.errors import UsageError
+from bloomery.train.config import Data, ModelShape, Optim, Run, TrainConfig
+from bloomery.train.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+
+BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+    (ModelShape, {"family": "bloom", "hidden_size": 0}, "model.hidden_size is 0"),
+    (ModelShape, {"family": "bloom", "hidden_size": 100, "num_heads": 3}, "num_heads 3 does not divide"),
+    (ModelShape, {"family": "bloom", "vocab_size": 259}, "model.vocab_size is 259"),
+    (ModelShape, {"family": "bloom", "seq_len": 0}, "model.seq_len is 0"),
+    (Data, {"train": (), "valid": ("a",)}, "data.train names no file"),
+    (Data, {"train": ("a",), "valid": ()}, "data.valid names no file"),
+    (Data, {"train": ("a",), "valid": ("b",), "valid_windows": 0}, "data.valid_windows is 0"),
+    (Optim, {"lr": 0.0}, "optim.lr is 0.0"),
+    (Optim, {"lr": float("nan")}, "optim.lr is nan"),
+    (Optim, {"beta2": 1.0}, "optim.beta2 is 1.0"),
+    (Optim, {"min_lr_ratio": 1.5}, "optim.min_lr_ratio is 1.5"),
+    (Optim, {"weight_decay": -0.1}, "optim.weight_decay is -0.1"),
+    (Optim, {"warmup_steps": -1}, "optim.warmup_steps is -1"),
+    (Optim, {"clip": 0.0}, "optim.clip is 0.0"),
+    (Run, {"out": Path("x"), "steps": 0}, "run.steps is 0"),
+    (Run, {"out": Path("x"), "batch_size": 0}, "run.batch_size is 0"),
+    (Run, {"out": Path("x"), "dtype": "float16"}, "run.dtype 'float16'"),
+    (Run, {"out": Path("x"), "seed": -1}, "run.seed is -1"),
+    (Run, {"out": Path("x"), "threads": 0}, "run.threads is 0"),
+]
+
+
+@pytest.mark.parametrize(("section", "fields", "said"), BAD, ids=[said for _, _, said in BAD])
+def test_an_impossible_option_is_refused_by_name(
+    section: Callable[..., Any], fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        section(**fields)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(options: TrainConfig) -> None:
+    with pytest.raises(UsageError, match=r"optim\.warmup_steps 9 is more than run\.steps 8"):
+        replace(options, optim=Optim(warmup_steps=9))
+
+
+def refusal(options: TrainConfig) -> str:
+    with pytest.raises(UsageError) as raised:
+        Trainer(options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+Changed = Callable[..., TrainConfig]
+
+
+def test_a_pattern_that_matches_nothing_is_named(options: TrainConfig, changed: Changed) -> None:
+    said = refusal(changed(options, "data", train=(*options.data.train, "nowhere/*.txt")))
+    assert "data.train" in said
+    assert "'nowhere/*.txt'" in said
+    assert not options.run.out.exists()
+
+
+def test_a_held_out_file_may_not_be_learned_from(options: TrainConfig, changed: Changed, corpus: Path) -> None:
+    assert "both hold" in refusal(changed(options, "data", train=(str(corpus / "*.txt"),)))
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(options: TrainConfig, changed: Changed) -> None:
+    said = refusal(changed(options, "model", family="blossom"))
+    assert "'blossom'" in said
+    assert "bloom" in said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    options: TrainConfig, changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("bloomery.train.trainer.prepare_text", lambda *_: pytest.fail("the text was read"))
+    assert "cannot be written" in refusal(changed(options, "run", out=tmp_path / "file" / "out"))
+
+
+def test_an_earlier_run_is_not_overwritten(options: TrainConfig) -> None:
+    options.run.out.mkdir()
+    (options.run.out / "metrics.jsonl").write_text("{}\n")
+    assert "earlier run" in refusal(options)
+    assert (options.run.out / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_a_text_too_small_for_the_vocabulary_is_refused(options: TrainConfig, changed: Changed) -> None:
+    assert "lower model.vocab_size" in refusal(changed(options, "model", vocab_size=4096))
+
+
+def test_a_text_shorter_than_two_sequences_is_refused(options: TrainConfig, changed: Changed) -> None:
+    assert "model.seq_len" in refusal(changed(options, "model", seq_len=100_000))
+
+
+def test_a_held_out_text_without_anything_to_predict_is_refused(
+    options: TrainConfig, changed: Changed, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert "data.valid" in refusal(changed(options, "data", valid=(str(tmp_path / "empty.txt"),)))
+
+
+def test_a_file_that_is_not_utf_8_is_named(options: TrainConfig, changed: Changed, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    said = refusal(changed(options, "data", valid=(str(tmp_path / "latin.txt"),)))
+    assert "latin.txt is not UTF-8 at byte 3" in said
+
+
+def from_recipe(text: str) -> TrainConfig:
+    tables = tomllib.loads(text)
+    data = {name: tuple(files) for name, files in tables["data"].items()}
+    run = tables["run"] | {"out": Path(tables["run"]["out"])}
+    return TrainConfig(
+        data=Data(**data), model=ModelShape(**tables["model"]), optim=Optim(**tables["optim"]), run=Run(**run)
+    )
+
+
+def test_the_resolved_options_are_written_as_a_recipe_of_the_same_run(options: TrainConfig) -> None:
+    Trainer(options)
+    assert from_recipe((options.run.out / "recipe.toml").read_text(encoding="utf-8")) == options
+
+
+def test_the_dickens_recipe_holds_no_unknown_key_and_keeps_its_held_out_file() -> None:
+    recipe = from_recipe((ROOT / "recipes" / "train-dickens.toml").read_text(encoding="utf-8"))
+    assert recipe.data.valid == ("corpus/dickens/hard-times.txt",)
+    assert len(recipe.data.train) == 10
+    assert not set(recipe.data.valid) & set(recipe.data.train)
+
+
+def test_importing_the_options_loads_neither_torch_nor_numpy() -> None:
+    check = "import sys, bloomery.train.config; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
