@@ -26,7 +26,7 @@ help:
 setup: $(VENV)/.run
 
 run: $(VENV)/.run
-	@$(VENV)/bin/bloomery generate "It was the best of times"
+	@$(VENV)/bin/bloomery generate "It was the best of times" --temperature 0.8 --seed 1
 
 test: $(VENV)/.dev
 	$(VENV)/bin/pytest -m "not slow and not gpu"

@@ -3,6 +3,9 @@
 Knows nothing of tokenizers and engines.
 """
 
+import ctypes
+import mmap
+import sys
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -95,10 +98,9 @@ class WeightFile:
 class PickledFile(WeightFile):
     """An old `.bin` checkpoint: mapped when it is a zip file, read whole when it is older still. Never unpickled
     beyond tensors.
-
-    One mapping serves all tensors, so that pages which were read to be reordered count until the model goes; the
-    kernel takes them back when memory is short.
     """
+
+    mapped = True
 
     def _names(self) -> list[str]:
         try:
@@ -124,13 +126,28 @@ class PickledFile(WeightFile):
             if "mmap" not in str(error):
                 raise
         logger.info("%s is in a format older than torch 1.6: reading it whole", self.path)
+        self.mapped = False
         return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name].detach()
 
     def release(self, name: str) -> None:
-        del self.tensors[name]
+        tensor = self.tensors.pop(name)
+        if self.mapped:
+            _drop_pages(tensor)
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Take the pages of a mapped tensor out of our memory: one mapping serves the whole file, so they would count
+    until the model goes. Whoever reads them again gets them from the file again.
+    """
+    if sys.platform == "linux":
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            libc = ctypes.CDLL(None)
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def _open_file(path: Path) -> WeightFile:

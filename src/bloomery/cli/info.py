@@ -14,6 +14,7 @@ from bloomery.checkpoint.hub import BUILT_IN, resolve
 from bloomery.checkpoint.load import load_decoder
 from bloomery.cli.options import InfoOptions
 from bloomery.devices import threads
+from bloomery.model.cache import kv_dtype
 from bloomery.model.size import nbytes, weights_read
 from bloomery.ops import native
 from bloomery.settings import cache_dir
@@ -77,7 +78,10 @@ def _model(folder: Folder) -> Facts:
         "parameters": sum(parameter.numel() for parameter in decoder.parameters()),
         "weights (bytes)": nbytes(decoder.parameters()),
         "read per token (bytes)": nbytes(weights_read(decoder)),
-        "KV per token (bytes)": 2 * config.num_layers * config.hidden_size * decoder.dtype.itemsize,
+        "KV per token (bytes)": 2
+        * config.num_layers
+        * config.hidden_size
+        * kv_dtype(decoder.dtype, decoder.device).itemsize,
         "tokenizer": folder.tokenizer.name if folder.tokenizer else "none: works on token ids",
         "end-of-sequence ids": list(folder.eos_ids),
         "generation defaults": sampling or "none",

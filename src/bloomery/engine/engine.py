@@ -7,7 +7,7 @@ from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
 from bloomery.engine.scheduler import Scheduler
 from bloomery.errors import BloomeryError
-from bloomery.model.cache import KVCache
+from bloomery.model.cache import KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK
 
@@ -32,7 +32,7 @@ class Engine:
 
     def __init__(self, decoder: Decoder, *, max_seq_len: int, max_batch_size: int, max_step_tokens: int = 512) -> None:
         blocks = max_batch_size * -(-max_seq_len // BLOCK)
-        cache = KVCache(decoder.config, blocks, decoder.dtype, decoder.device)
+        cache = KVCache(decoder.config, blocks, kv_dtype(decoder.dtype, decoder.device), decoder.device)
         self.runner = Runner(decoder, cache)
         self.scheduler = Scheduler(
             blocks=blocks, block=BLOCK, max_running=max_batch_size, max_step_tokens=max_step_tokens

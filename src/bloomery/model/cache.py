@@ -10,6 +10,12 @@ from bloomery.model.config import DecoderConfig
 from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
 
 
+def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What keys and values are kept in: fp32 on a CPU, where attention of one bf16 query takes torch 8 times as long
+    as an fp32 one (docs/log.md); elsewhere what the model computes in."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
 class KVCache:
     """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine.
 
@@ -54,8 +60,8 @@ class CachedAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys.flatten(0, 1).index_copy_(0, self.places, key)
-        values.flatten(0, 1).index_copy_(0, self.places, value)
+        keys.flatten(0, 1).index_copy_(0, self.places, key.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, self.places, value.to(values.dtype))
         return attend_blocks(query, keys, values, self.groups)
 
 

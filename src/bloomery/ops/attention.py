@@ -84,14 +84,14 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Grou
 
     Args:
         query: (N, H, D).
-        keys, values: (blocks, BLOCK, H, D), the new tokens' own rows already written.
+        keys, values: (blocks, BLOCK, H, D), the new tokens' own rows already written; computed in their dtype.
 
-    Returns: (N, H, D).
+    Returns: (N, H, D), in the query's dtype.
     """
     out = torch.empty_like(query)
     for group in groups:
         rows, _, new, _ = group.bias.shape
-        q = query[group.tokens].unflatten(0, (rows, new)).transpose(1, 2)  # (R, H, T, D)
+        q = query[group.tokens].to(keys.dtype).unflatten(0, (rows, new)).transpose(1, 2)  # (R, H, T, D)
         k, v = (
             cached[group.blocks].reshape(rows, -1, *cached.shape[-2:]).transpose(1, 2)  # (R, H, S, D)
             for cached in (keys, values)
