@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +18,9 @@ from bloomery.engine.params import SamplingParams
 from bloomery.engine.request import Request, Timings, Update
 from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
 from bloomery.errors import UsageError
+from bloomery.text.prompt import Prompt, PromptReader, Truncate
 from bloomery.text.stream import TextStream
 from bloomery.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
-Truncate = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,7 @@ class LLM:
             raise UsageError(f"max_batch_size is {max_batch_size}: give at least 1")
         self.max_seq_len = max_seq_len or limit
         self.tokenizer = Tokenizer(self.folder.tokenizer) if self.folder.tokenizer else None
+        self.prompts = PromptReader(self.tokenizer, self.folder.config.vocab_size, self.max_seq_len)
         self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device))
         self.engine = Engine(self.decoder, max_seq_len=self.max_seq_len, max_batch_size=max_batch_size)
         self._inboxes: dict[int, deque[Update]] = {}
@@ -157,7 +155,7 @@ class LLM:
         Raises:
             UsageError: nothing to score, or longer than the context.
         """
-        strategies = [self._scoring(text) for text in texts]
+        strategies = [Scoring(*self.prompts.to_score(text)) for text in texts]
         self._run([Request(strategy) for strategy in strategies])
         return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
 
@@ -183,70 +181,20 @@ class LLM:
         return self.engine.decoding
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, checked against the vocabulary.
-
-        Raises:
-            UsageError: it is empty, is text although the folder has no tokenizer, or holds an unknown id.
-        """
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise UsageError(f"{self.folder.path} has no tokenizer.json: give token ids instead of text")
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = list(prompt)
-        if not ids:
-            raise UsageError("the prompt is empty: give at least one token to continue from")
-        size = self.folder.config.vocab_size
-        wrong = next((token for token in ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise UsageError(f"token id {wrong} is outside the model's vocabulary of {size}")
-        return ids
+        """Token ids of a prompt. Raises UsageError for one that no model can take."""
+        return self.prompts.encode(prompt)
 
     def _job(self, index: int, prompt: Prompt, params: SamplingParams, truncate: Truncate | None) -> _Job:
-        ids = self._fit(self.encode(prompt), params.max_new_tokens, truncate)
+        ids = self.prompts.with_room_for(params.max_new_tokens, prompt, truncate)
         if params.stop_strings and self.tokenizer is None:
-            raise UsageError(f"{self.folder.path} has no tokenizer.json: stop strings need one")
+            raise UsageError("the model has no tokenizer.json: stop strings need one")
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
         text = TextStream(decode, params.stop_strings)
         strategy = Sampling(ids, params, self.folder.eos_ids, text)
         return _Job(index, strategy, Request(strategy), text)
 
-    def _fit(self, ids: list[int], new: int, truncate: Truncate | None) -> list[int]:
-        room = self.max_seq_len - new
-        if room < 1:
-            raise UsageError(
-                f"max_new_tokens {new} leaves no room for a prompt in a context of {self.max_seq_len} tokens: "
-                f"ask for at most {self.max_seq_len - 1}"
-            )
-        if len(ids) <= room:
-            return ids
-        if truncate is None:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens, and {new} new ones leave room for {room} in the context of "
-                f"{self.max_seq_len}: shorten it, lower max_new_tokens, or truncate it left or right"
-            )
-        return ids[-room:] if truncate == "left" else ids[:room]
-
-    def _scoring(self, text: Prompt | tuple[Prompt, Prompt]) -> Scoring:
-        if isinstance(text, tuple) and len(text) == 2 and not isinstance(text[0], int):
-            context, continuation = text
-            start = self.encode(context)
-            whole = context + continuation if isinstance(context, str) and isinstance(continuation, str) else None
-            ids = self.encode(whole) if whole is not None else start + self.encode(continuation)
-            first = len(start)
-        else:
-            ids, first = self.encode(text), 1
-        if first >= len(ids):
-            raise UsageError("nothing to score: a text needs two tokens at least, a continuation one")
-        if len(ids) > self.max_seq_len:
-            raise UsageError(f"a text of {len(ids)} tokens does not fit the context of {self.max_seq_len}: split it")
-        return Scoring(ids, scored=len(ids) - first)
-
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
-        ids = self.encode(ids)
-        if len(ids) > self.max_seq_len:
-            raise UsageError(f"{len(ids)} tokens do not fit the context of {self.max_seq_len}")
-        strategy = Forward(ids, head)
+        strategy = Forward(self.prompts.whole(ids), head)
         self._run([Request(strategy)])
         return torch.cat(strategy.collected)
 

@@ -1,6 +1,7 @@
 """`bloomery generate`: text to stdout as it appears, everything else to stderr."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -131,6 +132,8 @@ def _as_json(done: Completion) -> dict[str, object]:
 
 def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
     """The closing line: what was made, how fast, and how near to what the memory can deliver."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
     clock = llm.decoding
     parts = [f"{output.tokens} tokens" + (", interrupted" if interrupted else "")]
     if output.completions:
@@ -142,6 +145,7 @@ def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
         share = ""
         if weights:
             ruler = read_bandwidth(weights, threads(), cache_dir())
-            share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth)"
+            by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
+            share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
         parts.append(f"{speed:.1f} GB/s of weights read{share}")
     logger.info(" · ".join(parts))

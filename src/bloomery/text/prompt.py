@@ -1,0 +1,102 @@
+"""A prompt as it is given -> ids that a model can take, or one line that says why not. Knows limits, but no model."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from bloomery.errors import UsageError
+from bloomery.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+Truncate = Literal["left", "right"]
+"""The side at which a prompt that is too long is cut."""
+
+
+class PromptReader:
+    """Reads prompts for one model.
+
+    Args:
+        tokenizer: None where the model has none; then prompts are ids.
+        vocab_size: ids below this exist.
+        context: most tokens of a prompt and its completion.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.context = context
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt of any length.
+
+        Raises:
+            UsageError: it is empty, is text although there is no tokenizer, or holds an id that does not exist.
+        """
+        if not isinstance(prompt, str):
+            ids = list(prompt)
+        elif self.tokenizer is None:
+            raise UsageError("the model has no tokenizer.json: give token ids instead of text")
+        else:
+            ids = self.tokenizer.encode(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty: give at least one token to continue from")
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the model's vocabulary of {self.vocab_size}")
+        return ids
+
+    def whole(self, prompt: Prompt) -> list[int]:
+        """Ids of a text that is to be read as it is.
+
+        Raises:
+            UsageError: as `encode`, or it is longer than the context.
+        """
+        ids = self.encode(prompt)
+        if len(ids) > self.context:
+            raise UsageError(f"{len(ids)} tokens do not fit the context of {self.context}: split the text")
+        return ids
+
+    def with_room_for(self, new: int, prompt: Prompt, truncate: Truncate | None) -> list[int]:
+        """Ids of a prompt that `new` tokens can follow.
+
+        Raises:
+            UsageError: as `encode`, or it is too long and `truncate` is None.
+        """
+        room = self.context - new
+        if room < 1:
+            raise UsageError(
+                f"max_new_tokens {new} leaves no room for a prompt in a context of {self.context} tokens: "
+                f"ask for at most {self.context - 1}"
+            )
+        ids = self.encode(prompt)
+        if len(ids) <= room:
+            return ids
+        if truncate is None:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, and {new} new ones leave room for {room} in the context of "
+                f"{self.context}: shorten it, lower max_new_tokens, or truncate it left or right"
+            )
+        return ids[-room:] if truncate == "left" else ids[:room]
+
+    def to_score(self, text: Prompt | tuple[Prompt, Prompt]) -> tuple[list[int], int]:
+        """Ids, and how many of the last of them are to be scored: all but the first of a text; of a pair (context,
+        continuation) those of the whole text that follow the context's own.
+
+        Raises:
+            UsageError: as `whole`, or nothing is left to score.
+        """
+        if isinstance(text, tuple) and len(text) == 2 and not isinstance(text[0], int):
+            context, continuation = text
+            given = self.encode(context)
+            if isinstance(context, str) and isinstance(continuation, str):
+                ids = self.whole(context + continuation)
+            else:
+                ids = self.whole([*given, *self.encode(continuation)])
+            scored = len(ids) - len(given)
+        else:
+            ids = self.whole(text)
+            scored = len(ids) - 1
+        if scored < 1:
+            raise UsageError("nothing to score: a text needs two tokens at least, a continuation one")
+        return ids, scored
