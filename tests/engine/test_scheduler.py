@@ -81,6 +81,22 @@ def test_no_block_has_two_owners():
         house.release(house.running[0])
 
 
+def test_blocks_are_neighbours_where_they_can_be():
+    house = scheduler(blocks=8, max_running=8)
+    small = [request(10, new=2) for _ in range(8)]  # a block each
+    for one in small:
+        house.add(one)
+    house.schedule()
+    for one in (small[1], small[4], small[5], small[7]):
+        house.release(one)
+    house.add(request(20, new=2))
+    house.schedule()
+    assert house.running[-1].slot.blocks == (4, 5)
+    house.add(request(20, new=2))
+    house.schedule()
+    assert house.running[-1].slot.blocks == (1, 7)
+
+
 def test_every_block_with_a_new_owner_is_reported_to_be_cleared():
     house = scheduler()
     one = request(40)

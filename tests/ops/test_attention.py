@@ -41,8 +41,11 @@ def test_causal_attention_equals_softmax_in_float64(slopes: torch.Tensor | None)
 
 
 @kinds
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("spans", [[(0, 70)], [(69, 1)], [(3, 1), (64, 1), (127, 1)], [(0, 5), (60, 8), (100, 5)]])
-def test_block_attention_equals_softmax_in_float64(slopes: torch.Tensor | None, spans: list[tuple[int, int]]) -> None:
+def test_block_attention_equals_softmax_in_float64(
+    slopes: torch.Tensor | None, spans: list[tuple[int, int]], together: bool
+) -> None:
     pool = torch.full((2, 9, BLOCK, 3, 8), torch.nan)
     tables = [(7, 2), (3, 5), (8, 0)]
     queries, expected, work = [], [], []
@@ -56,7 +59,7 @@ def test_block_attention_equals_softmax_in_float64(slopes: torch.Tensor | None, 
         queries.append(query[start:])
         expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, slopes))
         work.append(Span(start, length, blocks))
-    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, slopes, CPU))
+    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, slopes, CPU, together=together))
     expect(out, np.concatenate(expected))
 
 
@@ -72,12 +75,12 @@ def test_bias_is_slope_times_distance_and_hides_the_future() -> None:
 
 def test_spans_of_one_length_form_one_group() -> None:
     spans = [Span(0, 3, (0,)), Span(70, 1, (1, 2)), Span(5, 3, (3,)), Span(9, 1, (4,))]
-    groups = group_spans(spans, None, CPU)
+    groups = group_spans(spans, None, CPU, together=True)
     assert [group.tokens.tolist() for group in groups] == [[0, 1, 2, 4, 5, 6], [3, 7]]
 
 
 def test_shorter_row_repeats_a_block_of_its_own() -> None:
-    (group,) = group_spans([Span(150, 1, (5, 6, 7)), Span(9, 1, (4, 8))], None, CPU)
+    (group,) = group_spans([Span(150, 1, (5, 6, 7)), Span(9, 1, (4, 8))], None, CPU, together=True)
     assert isinstance(group.blocks, torch.Tensor)
     assert set(group.blocks[1].tolist()) <= {4, 8}
     assert group.blocks[0].tolist() == [5, 6, 7]
@@ -85,7 +88,7 @@ def test_shorter_row_repeats_a_block_of_its_own() -> None:
 
 def test_consecutive_blocks_are_not_gathered() -> None:
     def blocks(table: tuple[int, ...]) -> object:
-        return group_spans([Span(130, 1, table)], None, CPU)[0].blocks
+        return group_spans([Span(130, 1, table)], None, CPU, together=True)[0].blocks
 
     assert blocks((4, 5, 6)) == slice(4, 7)
     assert blocks((4, 5, 6, 0)) == slice(4, 7)  # what lies beyond the text does not matter

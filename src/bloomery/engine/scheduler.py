@@ -4,7 +4,6 @@ A request starts when a slot is free and the blocks for the most it can grow to 
 does not fit waits in order, nothing is dropped.
 """
 
-import heapq
 from collections import deque
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ class Scheduler:
         self.total = blocks
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
-        self.free = list(range(blocks))  # a heap: the lowest first, so that most rows get consecutive blocks
+        self.free = list(range(blocks))  # ascending
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -71,8 +70,7 @@ class Scheduler:
     def release(self, request: Request) -> None:
         """Take a request out, wherever it is, and its blocks back."""
         if request.slot is not None:
-            for block in request.slot.blocks:
-                heapq.heappush(self.free, block)
+            self.free = sorted([*self.free, *request.slot.blocks])
             request.slot = None
             self.running.remove(request)
         elif request in self.waiting:
@@ -85,10 +83,19 @@ class Scheduler:
             if count > len(self.free):
                 break
             request = self.waiting.popleft()
-            request.slot = Slot(tuple(heapq.heappop(self.free) for _ in range(count)))
+            request.slot = Slot(self._allocate(count))
             self.running.append(request)
             fresh += request.slot.blocks
         return fresh
+
+    def _allocate(self, count: int) -> tuple[int, ...]:
+        """The first free blocks that are neighbours, which attention reads without gathering; else any."""
+        free = self.free
+        runs = (place for place in range(len(free) - count + 1) if free[place + count - 1] - free[place] == count - 1)
+        first = next(runs, 0)
+        taken = tuple(free[first : first + count])
+        del free[first : first + count]
+        return taken
 
     def _take(self, request: Request, budget: int) -> Work:
         """Cut the next piece off a row; the positions that are wanted are its last."""

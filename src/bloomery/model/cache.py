@@ -50,7 +50,8 @@ class CachedAttention:
     def __init__(self, cache: KVCache, spans: list[Span], slopes: Tensor | None) -> None:
         self.cache = cache
         device = cache.keys.device
-        self.groups = group_spans(spans, slopes, device)
+        # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
+        self.groups = group_spans(spans, slopes, device, together=device.type != "cpu")
         places = [
             span.blocks[position // BLOCK] * BLOCK + position % BLOCK
             for span in spans

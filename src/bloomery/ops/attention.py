@@ -32,19 +32,20 @@ class Group:
     bias: Tensor  # (R, H or 1, T, S) fp32, added to the scores: ALiBi, and -inf where a key must not be seen
 
 
-def group_spans(spans: list[Span], slopes: Tensor | None, device: torch.device) -> list[Group]:
+def group_spans(spans: list[Span], slopes: Tensor | None, device: torch.device, *, together: bool) -> list[Group]:
     """Sort the spans of a step into groups and compute what all layers share.
 
     Args:
         spans: in the order in which their tokens are laid out.
         slopes: (H,) ALiBi slopes, or None.
+        together: spans of one length make one group; else each is its own.
     """
-    by_length: dict[int, list[tuple[int, Span]]] = {}
+    groups: dict[tuple[int, int], list[tuple[int, Span]]] = {}
     first = 0
-    for span in spans:
-        by_length.setdefault(span.length, []).append((first, span))
+    for place, span in enumerate(spans):
+        groups.setdefault((span.length, 0 if together else place), []).append((first, span))
         first += span.length
-    return [_group(members, length, slopes, device) for length, members in by_length.items()]
+    return [_group(members, length, slopes, device) for (length, _), members in groups.items()]
 
 
 def _group(members: list[tuple[int, Span]], length: int, slopes: Tensor | None, device: torch.device) -> Group:
