@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -322,3 +324,63 @@ def test_a_tokenizers_own_truncation_and_padding_are_not_applied(folder, tmp_pat
 
 def test_end_ids_come_from_the_generation_config(llm):
     assert llm.folder.eos_ids == (EOS, 3)
+
+
+@pytest.mark.parametrize("hold", [tuple, np.array, torch.tensor, lambda ids: list(np.array(ids))])
+def test_ids_held_by_numpy_or_torch_are_ids(llm, hold):
+    done = llm.generate(hold([5, 6, 7]), GREEDY)
+    assert tokens(done) == tokens(llm.generate([5, 6, 7], GREEDY))
+    assert all(type(token) is int for token in done[0].prompt_ids)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [None], [[5.5]], ["the", 5], [["the", "cat"]], b"the cat"])
+def test_what_is_no_prompt_is_refused(llm, wrong):
+    with pytest.raises(UsageError, match="prompt"):
+        llm.generate(wrong, GREEDY)
+    with pytest.raises(UsageError, match=r"prompt|nothing to score"):
+        llm.score(wrong)
+    assert llm.engine.idle
+
+
+def test_a_single_text_is_scored_whole(llm):
+    assert llm.score("the cat sat") == llm.score(["the cat sat"])
+
+
+def test_a_side_that_does_not_exist_is_refused(llm):
+    with pytest.raises(UsageError, match="truncate is 'up': give 'left' or 'right'"):
+        llm.generate([7] * 600, GREEDY, truncate="up")
+
+
+def test_threads_that_share_a_model_get_the_tokens_they_get_alone(llm):
+    few = prompts(llm)[:4]
+    alone = tokens(llm.generate(few, GREEDY))
+    got = {}
+    threads = [Thread(target=lambda n=n: got.update({n: llm.generate(few[n], GREEDY)[0].token_ids})) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got.get(n) for n in range(4)] == alone
+    assert llm.engine.idle
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_model_in_which_every_token_ends_a_text_cannot_put_the_end_off(folder, tmp_path, temperature):
+    ending = eos_after(folder, tmp_path, list(range(777)))
+    params = SamplingParams(min_new_tokens=2, temperature=temperature)
+    with pytest.raises(BloomeryError, match="no token is left to choose"):
+        ending.generate("the cat", params)
+
+
+@pytest.mark.parametrize("eos", ["2", 2.0, True, [[2]], {"a": 1}])
+def test_an_end_of_sequence_that_is_no_id_is_refused(folder, tmp_path, eos):
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        eos_after(folder, tmp_path, eos)
+
+
+def test_a_device_that_computes_nothing_or_a_model_without_name_is_refused(folder):
+    with pytest.raises(UsageError, match="device 'meta' cannot be used here"):
+        LLM(folder, device="meta")
+    for name in ("", "~nobody-of-this-name/model"):
+        with pytest.raises(UsageError, match=f"no model '{name}'"):
+            LLM(name)

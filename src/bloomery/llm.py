@@ -1,10 +1,12 @@
 """LLM: text in, text out, on top of checkpoint and engine. Knows no command line and no server."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,6 +108,7 @@ class LLM:
         self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device))
         self.engine = Engine(self.decoder, max_seq_len=self.max_seq_len, max_batch_size=max_batch_size)
         self._inboxes: dict[int, deque[Update]] = {}
+        self._turn = RLock()  # threads may share a model: they step its engine in turns
 
     def generate(
         self,
@@ -145,7 +148,7 @@ class LLM:
         jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(_as_list(prompts))]
         return self._pieces(jobs)
 
-    def score(self, texts: Sequence[Prompt | tuple[Prompt, Prompt]]) -> list[Score]:
+    def score(self, texts: Prompt | Sequence[Prompt | tuple[Prompt, Prompt]]) -> list[Score]:
         """Log-probabilities of texts, or of continuations given their contexts. Never holds a full [T, V] tensor.
 
         Args:
@@ -155,7 +158,7 @@ class LLM:
         Raises:
             UsageError: nothing to score, or longer than the context.
         """
-        strategies = [Scoring(*self.prompts.to_score(text)) for text in texts]
+        strategies = [Scoring(*self.prompts.to_score(text)) for text in _as_list(texts)]
         self._run([Request(strategy) for strategy in strategies])
         return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
 
@@ -214,23 +217,26 @@ class LLM:
     def _updates(self, requests: list[Request]) -> Iterator[Update]:
         """Run requests to their ends. Whatever stops this early (an error, Ctrl-C, a closed iterator) ends them all."""
         inbox: dict[int, deque[Update]] = {id(request): deque() for request in requests}
-        self._inboxes.update(inbox)
         try:
-            for request in requests:
-                request.arrived = perf_counter()
-                self.engine.add(request)
+            with self._turn:
+                self._inboxes.update(inbox)
+                for request in requests:
+                    request.arrived = perf_counter()
+                    self.engine.add(request)
             while any(request.finished is None for request in requests) or any(inbox.values()):
-                if not any(inbox.values()):
-                    # Another iterator may be open on this engine: what is its own waits in its own inbox.
-                    for update in self.engine.step():
-                        self._inboxes[id(update.request)].append(update)
+                with self._turn:
+                    if not any(inbox.values()):
+                        # Another iterator may be open on this engine: what is its own waits in its own inbox.
+                        for update in self.engine.step():
+                            self._inboxes[id(update.request)].append(update)
                 for queue in inbox.values():
                     while queue:
                         yield _checked(queue.popleft())
         finally:
-            for request in requests:
-                self.engine.abort(request)
-                del self._inboxes[id(request)]
+            with self._turn:
+                for request in requests:
+                    self.engine.abort(request)
+                    self._inboxes.pop(id(request), None)
 
 
 def _checked(update: Update) -> Update:
@@ -251,8 +257,11 @@ def _completion(job: _Job, finish: FinishReason) -> Completion:
     )
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many: a text and a list of ids are one."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+def _as_list(prompts: Any) -> list[Any]:
+    """One prompt or many: a text and a list of ids are one, also where numpy or torch hold the ids."""
+    if isinstance(prompts, str | bytes):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"{prompts!r} is no prompt: give a text, a list of token ids, or a list of these")
+    items = list(prompts)
+    return [items] if items and (isinstance(items[0], int) or getattr(items[0], "ndim", None) == 0) else items

@@ -50,7 +50,7 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
     Raises:
         UsageError: an unknown or impossible option, with its source and the nearest known one.
     """
-    argv = list(argv)
+    argv = _stdin_last(list(argv))
     if positional == "recipe" and argv and not argv[0].startswith("-"):
         argv.insert(0, "--recipe")
     required = list(_required(options))
@@ -68,6 +68,11 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
     if result is None:
         return None
     words, resolved = result
+    named = argv[: argv.index("--")] if "--" in argv else argv
+    if words and any(word.partition("=")[0] == f"--{positional}" for word in named):
+        raise UsageError(
+            f"{positional}: '{words[0]}' stands beside --{positional}: give all of it in one of these ways"
+        )
     return _place_words(words, resolved, name, positional)
 
 
@@ -123,10 +128,10 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
         help=summary,
         version_flags=[],
         result_action="return_value",
-        default_parameter=Parameter(negative=(), show_env_var=False),
+        default_parameter=Parameter(negative=(), show_env_var=False, env_var_split=_unsplit, converter=_convert),
         config=[
             Env(PREFIX, command=False),
-            Dict(read_recipe(Path(recipe)) if recipe else {}, source=f"recipe {recipe}"),
+            Dict({} if recipe is None else _tables_of(recipe), source=f"recipe {recipe}"),
         ],
     )
 
@@ -140,6 +145,37 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
         verb.__kwdefaults__ = {"options": options()}
     app.default(verb)
     return app
+
+
+def _unsplit(_: Any, value: str, **__: Any) -> list[str]:
+    """A variable of the environment is one value: a text may hold spaces."""
+    return [value]
+
+
+def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """As cyclopts does, but a whole number that is asked for is not rounded from another."""
+    if int in (kind, *get_args(kind)):
+        for token in tokens:
+            if token.value.partition(".")[2].strip("0"):
+                raise ValueError  # cyclopts says where the value comes from, and that it is no int
+    return cyclopts.convert(kind, tokens)
+
+
+def _tables_of(recipe: str) -> dict[str, Any]:
+    """Tables of the recipe of a command line, which is one file and names no other."""
+    if not recipe:
+        raise UsageError("the recipe's name is empty: give a TOML file, or leave it out")
+    tables = read_recipe(Path(recipe))
+    if "recipe" in tables:
+        raise UsageError(f"recipe {recipe} names another recipe, which would not be read: put its options here")
+    return tables
+
+
+def _stdin_last(argv: list[str]) -> list[str]:
+    """Words '-' moved behind '--', where they are no options."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    alone = argv[:end].count("-")
+    return [word for word in argv[:end] if word != "-"] + ["--"] + ["-"] * alone + argv[end + 1 :] if alone else argv
 
 
 def _find_recipe(argv: list[str]) -> str | None:

@@ -37,3 +37,8 @@ def test_unknown_name_is_refused_in_one_line(name: str, hint: str) -> None:
     assert hint in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_home_of_nobody_is_no_model() -> None:
+    with pytest.raises(UsageError, match="no model '~nobody-of-that-name/model'"):
+        resolve("~nobody-of-that-name/model")

@@ -252,3 +252,26 @@ def test_refusal_never_advises_to_run_pickled_code(source: Source, tmp_path: Pat
     with pytest.raises(CheckpointError) as caught:
         load_decoder(read_folder(folder))
     assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["layer_norm_epsilon", "tie_word_embeddings"])
+@pytest.mark.parametrize("value", [None, "1e-5", [1], {}, -1])
+def test_value_of_another_kind_names_the_file(source: Source, key: str, value: Any) -> None:
+    source.config[key] = value
+    refused(source.write(), "config.json", f"not {value!r}", "check")
+
+
+@pytest.mark.parametrize("value", ["2", ["a"], [[2]], {}, 2.5, True])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_end_of_sequence_that_is_no_id_names_the_file(source: Source, name: str, value: Any) -> None:
+    folder = source.write()
+    (folder / name).write_text(json.dumps((source.config if name == "config.json" else {}) | {"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match="eos_token_id") as caught:
+        _ = read_folder(folder).eos_ids
+    assert str(folder) in str(caught.value)
+
+
+def test_json_nested_without_end_is_refused(source: Source) -> None:
+    folder = source.write()
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, "config.json", "fetch")

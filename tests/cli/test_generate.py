@@ -130,6 +130,10 @@ def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--recipe", "nowhere.toml"], "recipe nowhere.toml cannot be read: No such file or directory"),
         (["--ids"], "--ids wants whole numbers"),
+        (["--prompts", "b"], "'the cat' stands beside --prompts"),
+        (["-"], "'-' reads one prompt from stdin: give it alone"),
+        (["--recipe", ""], "the recipe's name is empty"),
+        (["--max-new-tokens", "3.7"], '--max-new-tokens: unable to convert "3.7" into int'),
         (["--logprobs", "2"], "--logprobs needs --json"),
         (["--max-batch-size", "0"], "max_batch_size is 0: give at least 1"),
     ],
@@ -170,6 +174,32 @@ def test_a_recipe_with_an_unknown_key_names_the_nearest(capsys, tmp_path):
     assert "Did you mean --max-new-tokens?" in said
     recipe.write_text("not toml at all")
     assert "is not valid TOML" in refused(capsys, "generate", "x", "--recipe", str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("max_new_tokens = 3.7", "[max_new_tokens] from recipe"), ('recipe = "b.toml"', "names another recipe")],
+)
+def test_a_recipes_value_is_neither_rounded_nor_left_unread(capsys, tmp_path, text, said):
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(text)
+    assert said in refused(capsys, "generate", "x", "--recipe", str(recipe))
+
+
+def test_an_environment_variable_is_one_text(capsys, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_PROMPTS", "the cat sat")
+    assert '"the cat sat",' in run(capsys, "generate", "--print-config")[1]
+
+
+def test_a_dash_reads_stdin_and_a_closed_stdin_is_no_prompt(folder):
+    options = ("--model", folder, "--json", "--max-new-tokens", "2")
+    with start("generate", "-", *options, stdin=subprocess.PIPE) as process:
+        out, _ = process.communicate(b"the cat", timeout=120)
+    assert json.loads(out)["prompt_ids"] == LLM(folder).encode("the cat")
+    with start("generate", *options, preexec_fn=lambda: os.close(0)) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, b"")
+    assert err.startswith(b"bloomery: error: no prompt")
 
 
 def test_an_unknown_environment_variable_names_the_nearest(capsys, monkeypatch):

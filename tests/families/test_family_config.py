@@ -95,3 +95,16 @@ def test_missing_size_is_named(raw: dict[str, Any], key: str) -> None:
 def test_a_null_that_stands_for_a_size_is_missing() -> None:
     with pytest.raises(CheckpointError, match="has no 'vocab_size'"):
         to_config(BLOOM | {"vocab_size": None})
+
+
+@pytest.mark.parametrize("value", [{}, [24], "24", 24.0])
+@pytest.mark.parametrize(("raw", "key"), [(BLOOM, "hidden_size"), (GPT2, "n_embd"), (GPT2, "n_positions")])
+def test_a_size_that_is_no_whole_number_is_refused_by_key(raw: dict[str, Any], key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json has {key} = "):
+        to_config(raw | {key: value})
+
+
+@pytest.mark.parametrize("value", [[], {}])
+def test_an_activation_that_is_no_name_is_refused(value: object) -> None:
+    with pytest.raises(CheckpointError, match="activation_function"):
+        to_config(GPT2 | {"activation_function": value})

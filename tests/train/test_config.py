@@ -36,6 +36,11 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Run, {"out": Path("x"), "dtype": "float16"}, "run.dtype 'float16'"),
     (Run, {"out": Path("x"), "seed": -1}, "run.seed is -1"),
     (Run, {"out": Path("x"), "threads": 0}, "run.threads is 0"),
+    (Run, {"out": Path("x"), "threads": 10**12}, "run.threads is 1000000000000"),
+    (Run, {"out": Path("x"), "batch_size": 10**20}, "run.batch_size is 100000000000000000000"),
+    (ModelShape, {"family": "bloom", "hidden_size": 10**9}, "model.hidden_size is 1000000000"),
+    (ModelShape, {"family": "bloom", "vocab_size": 2**31}, "model.vocab_size is 2147483648"),
+    (ModelShape, {"family": "bloom", "hidden_size": 10**20}, "model.hidden_size is 100000000000000000000"),
 ]
 
 
@@ -141,3 +146,20 @@ def test_the_dickens_recipe_holds_no_unknown_key_and_keeps_its_held_out_file() -
 def test_importing_the_options_loads_neither_torch_nor_numpy() -> None:
     check = "import sys, bloomery.train.config; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_model_that_is_there_already_is_refused_before_any_work(options: TrainConfig, kind: str) -> None:
+    options.run.out.mkdir()
+    model = options.run.out / "model"
+    {"folder": model.mkdir, "file": model.touch, "link": lambda: model.symlink_to("nowhere")}[kind]()
+    assert "holds a model already" in refusal(options)
+    assert [file.name for file in options.run.out.iterdir()] == ["model"]
+
+
+def test_a_model_too_large_for_the_memory_is_refused(options: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 1200000000000 bytes.")
+
+    monkeypatch.setattr("bloomery.train.setup.Decoder", full)
+    assert "lower model.hidden_size" in refusal(options)

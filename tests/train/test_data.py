@@ -1,5 +1,6 @@
 """Token files hold exactly the text; a sample is a function of seed and index."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,24 @@ def test_a_file_named_twice_is_taken_once_and_names_keep_their_order(tmp_path: P
         (tmp_path / name).write_text(name)
     found = find_files("data.train", [str(tmp_path / name) for name in ("c[1]", "b", "*")])
     assert [file.name for file in found] == ["c[1]", "b", "a"]
+
+
+def test_a_file_reached_by_two_ways_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    monkeypatch.chdir(tmp_path)
+    assert find_files("data.train", ["a.txt", str(tmp_path / "a.txt"), "link.txt"]) == (Path("a.txt"),)
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_file(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("bloomery.train.data.os.replace", full)
+    with pytest.raises(UsageError, match=r"tokens\.bin cannot be written: No space left on device: make room"):
+        write_tokens(tokenizer, [tmp_path / "a.txt"], tmp_path / "out" / "tokens.bin")
+    assert not list((tmp_path / "out").iterdir())

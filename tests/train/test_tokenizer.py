@@ -63,3 +63,12 @@ def test_transformers_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -
 def test_a_text_with_too_few_words_is_refused() -> None:
     with pytest.raises(UsageError, match=r"lower model\.vocab_size"):
         train_tokenizer(["one two three"], 400)
+
+
+def test_a_special_token_that_the_training_text_spells_out_stays_text() -> None:
+    text = "the end\n</s>\n<pad>\n<s>, <unk> and\n<unk>"
+    learned = train_tokenizer([f"{text}\n" * 200], 275)
+    learned.encode_special_tokens = True
+    ids = learned.encode(text).ids
+    assert not set(ids) & set(SPECIAL_IDS.values())
+    assert byte_lengths(learned)[ids].sum() == len(text)

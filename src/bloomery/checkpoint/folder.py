@@ -35,9 +35,13 @@ class Folder:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a text: from generation_config.json, else config.json. Those that no token has are left out."""
+        return tuple(token for token in self.raw_eos if token is not None and 0 <= token < self.config.vocab_size)
+
+    @property
+    def raw_eos(self) -> list[Any]:
+        """What the folder gives as end-of-sequence ids, unchecked, as a list."""
         eos = self.generation.get("eos_token_id", self.raw.get("eos_token_id"))
-        ids = eos if isinstance(eos, list) else [eos]
-        return tuple(token for token in ids if token is not None and 0 <= token < self.config.vocab_size)
+        return eos if isinstance(eos, list) else [eos]
 
     @property
     def tokenizer(self) -> Path | None:
@@ -54,7 +58,7 @@ def read_folder(path: Path) -> Folder:
     raw = read_json(path / "config.json", "a model folder needs one")
     family, config = _describe(path / "config.json", raw)
     generation = path / "generation_config.json"
-    return Folder(
+    folder = Folder(
         path=path,
         family=family,
         config=config,
@@ -62,6 +66,10 @@ def read_folder(path: Path) -> Folder:
         generation=read_json(generation) if generation.exists() else {},
         weights=_find_weights(path),
     )
+    eos = folder.raw_eos
+    if not all(token is None or type(token) is int for token in eos):
+        raise CheckpointError(f"{path}: eos_token_id {eos} is neither a token id nor a list of them: correct the JSON")
+    return folder
 
 
 def _describe(file: Path, raw: dict[str, Any]) -> tuple[Family, DecoderConfig]:
@@ -84,7 +92,7 @@ def read_json(file: Path, why: str = "") -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist" + (f": {why}" if why else "")) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON ({error}): fetch it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds no JSON object: fetch it again")

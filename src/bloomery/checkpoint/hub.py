@@ -1,5 +1,6 @@
 """A model's name -> the local folder that holds it. Knows nothing of what is in the folder."""
 
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,10 +18,12 @@ def resolve(model: str | Path) -> Path:
     """
     if str(model) in BUILT_IN:
         return BUILT_IN[str(model)]
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(model)
+    with suppress(RuntimeError):  # '~' of somebody unknown stays as it is
+        path = path.expanduser()
+    if model != "" and path.is_dir():
         return path
-    if path.exists():
+    if model != "" and path.exists():
         raise UsageError(f"'{model}' is a file: give the folder that holds config.json and the weights")
     near = get_close_matches(str(model), BUILT_IN, 1)
     hint = f": did you mean '{near[0]}'?" if near else ""

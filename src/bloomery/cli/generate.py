@@ -35,7 +35,7 @@ def run(options: GenerateOptions) -> int:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
     logger.debug("loaded %s in %.2f s (%s on %s)", options.model, perf_counter() - began, llm.dtype, llm.device)
     pieces = llm.stream(prompts, options.sampling, truncate=options.truncate)
-    if sys.stderr.isatty() and not options.json and len(prompts) == 1:
+    if sys.stderr is not None and sys.stderr.isatty() and not options.json and len(prompts) == 1:
         print(f"\x1b[2m{prompts[0]}\x1b[0m", end="", file=sys.stderr, flush=True)
     output = _Output(options, len(prompts))
     try:
@@ -56,8 +56,10 @@ def _read_prompts(words: Sequence[str]) -> list[str]:
         UsageError: stdin is not UTF-8, or there is nothing to read.
     """
     if words and tuple(words) != ("-",):
+        if "-" in words:
+            raise UsageError("'-' reads one prompt from stdin: give it alone")
         return list(words)
-    if not words and sys.stdin.isatty():
+    if sys.stdin is None or (not words and sys.stdin.isatty()):
         raise UsageError("no prompt: give one in quotes, or pipe one in")
     data = sys.stdin.buffer.read()
     try:

@@ -102,6 +102,11 @@ class Sampling:
     def _choose(self, logits: Tensor) -> int:
         for process in self.processors:
             logits = process(logits, len(self.generated))
+        if self.processors and not math.isfinite(logits.max()):
+            raise BloomeryError(
+                f"no token is left to choose at generated token {len(self.generated)}: "
+                "every one ends a text, so lower min_new_tokens, or the temperature is too small"
+            )
         if self.params.temperature == 0:
             return int(logits.argmax())
         return inverse_cdf(logits, uniform(self.seed, len(self.generated), 0))

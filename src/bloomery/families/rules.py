@@ -74,14 +74,17 @@ class Family:
 
 
 def require(raw: Raw, *names: str) -> Any:
-    """The first of several spellings of a config.json entry.
+    """The first of several spellings of a size in config.json.
 
     Raises:
-        CheckpointError: none of them is there.
+        CheckpointError: none of them is there, or it is no whole number.
     """
     for name in names:
-        if raw.get(name) is not None:
-            return raw[name]
+        value = raw.get(name)
+        if value is not None:
+            if not isinstance(value, int):
+                raise CheckpointError(f"config.json has {name} = {value!r}, which is no whole number: check it")
+            return value
     raise CheckpointError(f"config.json has no '{names[0]}': the model's shape cannot be known without it")
 
 
@@ -108,7 +111,7 @@ def activation(raw: Raw, name: str) -> Any:
         CheckpointError: one we do not have.
     """
     theirs = raw.get(name, "gelu_new")
-    if theirs not in ACTIVATION_NAMES:
+    if not isinstance(theirs, str) or theirs not in ACTIVATION_NAMES:
         known = ", ".join(ACTIVATION_NAMES)
         raise CheckpointError(f"config.json has {name} = {theirs!r}, which is not one of: {known}")
     return ACTIVATION_NAMES[theirs]

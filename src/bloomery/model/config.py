@@ -1,5 +1,6 @@
 """DecoderConfig: the facts that shape a decoder. Knows no family, no file format and no tensor."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -14,7 +15,7 @@ class DecoderConfig:
     """Shape of one decoder. Each field is consumed in exactly one place in `model/`.
 
     Raises:
-        CheckpointError: a size is not positive, or the heads do not divide the hidden size.
+        CheckpointError: a value is not of its kind or out of its range, or the heads do not divide the hidden size.
     """
 
     vocab_size: int
@@ -32,8 +33,13 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            # A bool is an int to Python; from 2^31 up torch raises errors of its own.
+            if field.type is int and (type(value) is not int or not 1 <= value < 2**31):
                 raise CheckpointError(f"{field.name} must be a positive integer, not {value!r}: check config.json")
+            if field.type is bool and type(value) is not bool:
+                raise CheckpointError(f"{field.name} must be true or false, not {value!r}: check config.json")
+        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
+            raise CheckpointError(f"norm_eps must be a number from 0 up, not {self.norm_eps!r}: check config.json")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: check config.json"

@@ -1,6 +1,7 @@
 """A prompt as it is given -> ids that a model can take, or one line that says why not. Knows limits, but no model."""
 
 from collections.abc import Sequence
+from operator import index
 from typing import Literal
 
 from bloomery.errors import UsageError
@@ -31,10 +32,11 @@ class PromptReader:
         """Ids of a prompt of any length.
 
         Raises:
-            UsageError: it is empty, is text although there is no tokenizer, or holds an id that does not exist.
+            UsageError: it is empty, neither text nor ids, text although there is no tokenizer, or holds an id that
+                does not exist.
         """
         if not isinstance(prompt, str):
-            ids = list(prompt)
+            ids = _as_ids(prompt)
         elif self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: give token ids instead of text")
         else:
@@ -61,8 +63,10 @@ class PromptReader:
         """Ids of a prompt that `new` tokens can follow.
 
         Raises:
-            UsageError: as `encode`, or it is too long and `truncate` is None.
+            UsageError: as `encode`, or it is too long and `truncate` is None, or that is no side.
         """
+        if truncate not in (None, "left", "right"):
+            raise UsageError(f"truncate is {truncate!r}: give 'left' or 'right', or leave it out")
         room = self.context - new
         if room < 1:
             raise UsageError(
@@ -100,3 +104,13 @@ class PromptReader:
         if scored < 1:
             raise UsageError("nothing to score: a text needs two tokens at least, a continuation one")
         return ids, scored
+
+
+def _as_ids(prompt: Sequence[int]) -> list[int]:
+    """Whole numbers, of whichever library, as Python's own."""
+    if not isinstance(prompt, bytes):
+        try:
+            return [index(token) for token in prompt]
+        except TypeError:
+            pass
+    raise UsageError(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}")

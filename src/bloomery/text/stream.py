@@ -69,11 +69,10 @@ class TextStream:
     def _append(self, new: str) -> None:
         reach = max(map(len, self._stops), default=1) - 1
         start = max(0, len(self._text) - reach)  # a stop string may have begun in what was there
-        self._text += new
-        found = [place for stop in self._stops if (place := self._text.find(stop, start)) >= 0]
-        if found:
-            self._text = self._text[: min(found)]
-            self.stopped = True
+        text = self._text + new
+        found = [place for stop in self._stops if (place := text.find(stop, start)) >= 0]
+        self._text = text[: min(found)] if found else text  # in one go: another thread may be taking
+        self.stopped = bool(found)
 
     def _held(self) -> int:
         """Length of the longest end of the text that begins a stop string."""

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from bloomery.errors import UsageError
 
+MOST = 2**31 - 1
+"""No count is larger, so that every product of two fits 64 bits."""
+
 
 def _check(holds: bool, message: str) -> None:
     if not holds:
@@ -17,6 +20,7 @@ def _check_counts(section: str, options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         _check(value >= 1, f"{section}.{name} is {value}: give a whole number from 1 up")
+        _check(value <= MOST, f"{section}.{name} is {value}: give at most {MOST}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,9 @@ class ModelShape:
             self.vocab_size >= 260,
             f"model.vocab_size is {self.vocab_size}: 256 bytes and 4 special tokens need 260 or more",
         )
+        _check_counts("model", self, "vocab_size")
+        widest = MOST // 4  # the feed-forward layer is four times as wide
+        _check(self.hidden_size <= widest, f"model.hidden_size is {self.hidden_size}: give at most {widest}")
         _check(
             self.hidden_size % self.num_heads == 0,
             f"model.num_heads {self.num_heads} does not divide model.hidden_size {self.hidden_size}: change one",
@@ -146,7 +153,8 @@ class Run:
         _check(self.dtype in ("bfloat16", "float32"), f"run.dtype '{self.dtype}' is not one of: bfloat16, float32")
         _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         _check(
-            self.threads is None or self.threads >= 1, f"run.threads is {self.threads}: give 1 or more, or leave it out"
+            self.threads is None or 1 <= self.threads <= 1024,
+            f"run.threads is {self.threads}: give 1 to 1024, or leave it out",
         )
 
 

@@ -24,15 +24,16 @@ def find_files(option: str, patterns: Sequence[str]) -> tuple[Path, ...]:
     Raises:
         UsageError: a pattern stands for no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for pattern in patterns:
         # A name that is there is taken as it is written, even if it holds the letters of a pattern.
         names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
             raise UsageError(f"{option}: no file matches '{pattern}' in {Path.cwd()}: correct it, or create the file")
-        found.update(dict.fromkeys(files))
-    return tuple(found)
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return tuple(found.values())
 
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
@@ -70,7 +71,7 @@ def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], path: Path) -> Tok
     Special tokens spelt out in a text are text. The file appears whole or not at all.
 
     Raises:
-        UsageError: a document cannot be read.
+        UsageError: a document cannot be read, or the file cannot be written.
     """
     dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32"
     count = text_bytes = 0
@@ -84,6 +85,8 @@ def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], path: Path) -> Tok
                 count += len(ids)
                 text_bytes += len(text.encode())
         os.replace(fresh, path)
+    except OSError as error:  # of writing alone: `read_texts` has answered its own
+        raise UsageError(f"{path} cannot be written: {error.strerror}: make room, or choose another run.out") from None
     finally:
         tokenizer.encode_special_tokens = False
         Path(fresh).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What a run says while it runs: one JSON object a line in a file, and a line for people. Knows no model."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import IO, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bloomery.errors import UsageError
 from bloomery.log import logger
 
 
@@ -21,9 +23,11 @@ class Metrics:
     """
 
     def __init__(self, file: Path, steps: int) -> None:
+        self._name = file
         self._file: IO[str] = file.open("w", encoding="utf-8", buffering=1)
         self._steps = steps
-        self._bar = _bar() if sys.stderr.isatty() else None
+        shown = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
+        self._bar = _bar() if shown else None
         self._task = self._bar.add_task("train", total=steps) if self._bar else None
 
     def __enter__(self) -> Self:
@@ -39,9 +43,16 @@ class Metrics:
         self._file.close()
 
     def write(self, values: Mapping[str, float | int | str]) -> None:
-        """One line of the file."""
+        """One line of the file.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps(safe, allow_nan=False) + "\n")
+        try:
+            self._file.write(json.dumps(safe, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"{self._name} cannot be written: {error.strerror}: make room") from None
 
     def show(self, done: int, text: str) -> None:
         """Progress after `done` steps: moves the bar where stderr is a terminal, else logs a line."""

@@ -46,11 +46,13 @@ def make_folder(config: TrainConfig) -> Path:
     """The folder of the run, with its options in it.
 
     Raises:
-        UsageError: it holds an earlier run, or cannot be written.
+        UsageError: it holds an earlier run or a model, or cannot be written.
     """
     out = config.run.out
     if (out / "metrics.jsonl").exists():
         raise UsageError(f"run.out '{out}' holds an earlier run: choose another folder, or delete this one")
+    if os.path.lexists(out / "model"):
+        raise UsageError(f"run.out '{out}' holds a model already, which would be lost: choose another folder")
     try:
         (out / "tokens").mkdir(parents=True, exist_ok=True)
         fresh = out / ".recipe.toml"
@@ -89,7 +91,11 @@ def find_family(shape: ModelShape) -> Family:
 
 
 def build_decoder(shape: ModelShape, family: Family, seed: int) -> Decoder:
-    """A decoder with first weights."""
+    """A decoder with first weights.
+
+    Raises:
+        UsageError: the memory does not hold it.
+    """
     sizes = DecoderConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -101,6 +107,13 @@ def build_decoder(shape: ModelShape, family: Family, seed: int) -> Decoder:
     )
     # Written and read back in the family's words, the sizes stay and everything else becomes what the family has:
     # its kind of positions, its norms, its activation.
-    decoder = Decoder(family.to_config(family.from_config(sizes)))
+    config = family.to_config(family.from_config(sizes))
+    try:
+        decoder = Decoder(config)
+    except (RuntimeError, MemoryError):
+        raise UsageError(
+            f"a model of hidden size {shape.hidden_size} and {shape.num_layers} layers does not fit into memory: lower"
+            " model.hidden_size or model.num_layers"
+        ) from None
     init_decoder_(decoder, seed)
     return decoder

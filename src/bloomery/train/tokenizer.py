@@ -1,6 +1,7 @@
 """Trains a byte-level BPE of BLOOM's kind and spells it as files. Knows no model, and no file of text."""
 
 import json
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,6 +16,9 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "unk_token_id": 0}
 EOS = SPECIAL_IDS["eos_token_id"]
 
+SPELT_OUT = re.compile(f"({'|'.join(token[:-1] for token in SPECIAL.values())})>")
+"""A special token that stands in a text as text; its last character apart."""
+
 WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 """The pattern of bigscience/bloom's tokenizer.json: a word with the space before it, cut at punctuation."""
 
@@ -22,7 +26,8 @@ WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn the merges of a byte-level BPE.
 
-    All 256 bytes are in the vocabulary, so that every text comes back from its ids unchanged.
+    All 256 bytes are in the vocabulary, so that every text comes back from its ids unchanged. No merge ends in a
+    special token: where the texts spell one out, the learner sees two words.
 
     Raises:
         UsageError: the texts hold too few different words for so many tokens.
@@ -38,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((SPELT_OUT.sub(r"\1 >", text) for text in texts), trainer)
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
         raise UsageError(
