@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from threading import Thread
 
 import numpy as np
@@ -384,3 +386,10 @@ def test_a_device_that_computes_nothing_or_a_model_without_name_is_refused(folde
     for name in ("", "~nobody-of-this-name/model"):
         with pytest.raises(UsageError, match=f"no model '{name}'"):
             LLM(name)
+
+
+def test_running_a_model_needs_few_packages():
+    """A GPU machine may have torch, numpy, safetensors, tokenizers and rich, and no way to install more."""
+    look = "import sys, bloomery.llm; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"cyclopts", "tomli_w", "transformers", "huggingface_hub", "jinja2"} & set(loaded)

@@ -108,9 +108,9 @@ class PromptReader:
 
 def _as_ids(prompt: Sequence[int]) -> list[int]:
     """Whole numbers, of whichever library, as Python's own."""
-    if not isinstance(prompt, bytes):
-        try:
-            return [index(token) for token in prompt]
-        except TypeError:
-            pass
-    raise UsageError(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}")
+    try:
+        if isinstance(prompt, bytes):
+            raise TypeError("they would pass as numbers, and be read as ids")
+        return [index(token) for token in prompt]
+    except TypeError:
+        raise UsageError(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}") from None
