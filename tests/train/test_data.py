@@ -149,3 +149,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_file(
     with pytest.raises(UsageError, match=r"tokens\.bin cannot be written: No space left on device: make room"):
         write_tokens(tokenizer, [tmp_path / "a.txt"], tmp_path / "out" / "tokens.bin")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("text")
+    assert find_files("data.train", ["~/*.txt"]) == (tmp_path / "a.txt",)

@@ -25,7 +25,7 @@ def find_files(option: str, patterns: Sequence[str]) -> tuple[Path, ...]:
         UsageError: a pattern stands for no file.
     """
     found: dict[Path, Path] = {}
-    for pattern in patterns:
+    for pattern in map(os.path.expanduser, patterns):
         # A name that is there is taken as it is written, even if it holds the letters of a pattern.
         names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]

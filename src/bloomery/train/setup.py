@@ -48,7 +48,7 @@ def make_folder(config: TrainConfig) -> Path:
     Raises:
         UsageError: it holds an earlier run or a model, or cannot be written.
     """
-    out = config.run.out
+    out = Path(os.path.expanduser(config.run.out))
     if (out / "metrics.jsonl").exists():
         raise UsageError(f"run.out '{out}' holds an earlier run: choose another folder, or delete this one")
     if os.path.lexists(out / "model"):
