@@ -24,10 +24,6 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
 
-    @property
-    def vocab_size(self) -> int:
-        return self._backend.get_vocab_size()
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with the special ids that the tokenizer itself puts around one.
 
