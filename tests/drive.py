@@ -60,7 +60,7 @@ def step(decoder: Decoder, cache: KVCache, rows: Sequence[Row], news: Sequence[l
     ids = torch.tensor([token for new in news for token in new], device=decoder.device)
     places = [place for span in spans for place in range(span.start, span.start + span.length)]
     positions = torch.tensor(places, device=decoder.device)
-    hidden = decoder(ids, positions, CachedAttention(cache, spans, decoder.slopes))
+    hidden = decoder(ids, positions, CachedAttention(cache, spans, decoder.attention_rule))
     for row, new in zip(rows, news, strict=True):
         row.done += len(new)
     return list(decoder.logits(hidden).split([len(new) for new in news]))
@@ -101,7 +101,7 @@ def uncached_logits(decoder: Decoder, batch: list[list[int]]) -> Tensor:
     ids = torch.tensor(batch, device=decoder.device)
     sequences, length = ids.shape
     positions = torch.arange(length, device=decoder.device).repeat(sequences)
-    attend = CausalAttention(sequences, length, decoder.slopes, decoder.device)
+    attend = CausalAttention(sequences, length, decoder.attention_rule, decoder.device)
     return decoder.logits(decoder(ids.flatten(), positions, attend)).unflatten(0, (sequences, length))
 
 

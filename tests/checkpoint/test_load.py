@@ -107,7 +107,7 @@ def test_what_agrees_is_used_where_it_is_mapped(source: Source, kind: str) -> No
     found = read_folder(folder)
     decoder = load_decoder(found)
     in_files = set().union(*(lies_in(file, decoder) for file in found.weights))
-    sources = found.family.sources(found.config)
+    sources = found.family.sources(found.config, dict(decoder.named_parameters()))
     assert in_files == {name for name, row in sources.items() if row.reorder is None}
 
 

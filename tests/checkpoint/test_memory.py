@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bloomery.families import FAMILIES
-from bloomery.model.decoder import Decoder
+from bloomery.model import layout
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
@@ -28,14 +28,13 @@ def write_weights(name: str) -> tuple[dict[str, object], dict[str, Tensor]]:
     family = FAMILIES[name]
     raw = CONFIGS[name] | {"model_type": name}
     config = family.to_config(raw)
-    with torch.device("meta"):
-        parameters = dict(Decoder(config).named_parameters())
+    parameters = layout.shapes(config)
     numbers = torch.randn(max(parameter.numel() for parameter in parameters.values())).bfloat16()
     tensors = {}
-    for ours, source in family.sources(config).items():
-        meta = parameters[ours]
-        shape = (meta if source.reorder is None else source.reorder.to_theirs(meta, config)).shape
-        tensors[family.prefix + source.theirs] = numbers[: meta.numel()].view(shape).clone()
+    for ours, source in family.sources(config, parameters).items():
+        metas = [parameters[ours]] if source.reorder is None else source.reorder.to_theirs(parameters[ours], config)
+        for theirs, meta in zip(source.theirs, metas, strict=True):
+            tensors[family.written(theirs)] = numbers[: meta.numel()].view(meta.shape).clone()
     return raw, tensors
 
 

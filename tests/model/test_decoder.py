@@ -11,7 +11,15 @@ from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK
 
 LEARNED = DecoderConfig(
-    vocab_size=50, hidden_size=12, num_layers=2, num_heads=3, ffn_size=20, max_seq_len=7, positions="learned"
+    vocab_size=50,
+    hidden_size=12,
+    num_layers=2,
+    num_heads=3,
+    num_kv_heads=3,
+    head_dim=4,
+    ffn_size=20,
+    max_seq_len=7,
+    positions="learned",
 )
 ALIBI = replace(LEARNED, positions="alibi", embed_norm=True)
 
@@ -40,7 +48,7 @@ def test_only_learned_positions_have_weights(config: DecoderConfig) -> None:
     decoder = Decoder(config)
     learned = config.positions == "learned"
     assert (decoder.embed.positions is not None) == learned
-    assert (decoder.slopes is None) == learned
+    assert (decoder.attention_rule.slopes is None) == learned
     assert (decoder.embed.norm is None) != config.embed_norm
 
 
@@ -58,7 +66,7 @@ def test_every_field_of_the_config_shapes_the_decoder() -> None:
 @pytest.mark.parametrize("config", [LEARNED, ALIBI], ids=["learned", "alibi"])
 def test_logits_are_fp32_whatever_the_weights_are(config: DecoderConfig) -> None:
     decoder = random_decoder(config)
-    attend = CausalAttention(1, 7, decoder.slopes, decoder.device)
+    attend = CausalAttention(1, 7, decoder.attention_rule, decoder.device)
     ids = torch.arange(7)
     expected = decoder.logits(decoder(ids, ids, attend))
     decoder = decoder.bfloat16()
@@ -71,7 +79,7 @@ def test_logits_are_fp32_whatever_the_weights_are(config: DecoderConfig) -> None
 @pytest.mark.parametrize("config", [LEARNED, ALIBI], ids=["learned", "alibi"])
 def test_every_weight_gets_a_gradient(config: DecoderConfig) -> None:
     decoder = random_decoder(replace(config, tied_head=False))
-    attend = CausalAttention(2, 7, decoder.slopes, decoder.device)
+    attend = CausalAttention(2, 7, decoder.attention_rule, decoder.device)
     ids = torch.arange(14)
     decoder.logits(decoder(ids, ids % 7, attend)).logsumexp(-1).sum().backward()
     for name, parameter in decoder.named_parameters():

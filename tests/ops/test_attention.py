@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans
+from bloomery.ops.position import AttentionRule, position_bias
 
 Array = NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def expect(actual: torch.Tensor, expected: Array) -> None:
 @kinds
 def test_causal_attention_equals_softmax_in_float64(slopes: torch.Tensor | None) -> None:
     query, key, value = random_qkv(70)
-    bias = position_bias(torch.arange(70)[None], 70, slopes)
+    bias = position_bias(torch.arange(70)[None], torch.arange(70), AttentionRule(slopes=slopes))
     out = attend_causal(query[None], key[None], value[None], bias)[0]
     expect(out, softmax_attention(*(x.double().numpy() for x in (query, key, value)), 0, slopes))
 
@@ -59,12 +60,14 @@ def test_block_attention_equals_softmax_in_float64(
         queries.append(query[start:])
         expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, slopes))
         work.append(Span(start, length, blocks))
-    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, slopes, CPU, together=together))
+    out = attend_blocks(
+        torch.cat(queries), *pool, group_spans(work, AttentionRule(slopes=slopes), CPU, together=together)
+    )
     expect(out, np.concatenate(expected))
 
 
 def test_bias_is_slope_times_distance_and_hides_the_future() -> None:
-    bias = position_bias(torch.tensor([[2, 3], [0, 1]]), 5, torch.tensor([0.5]))
+    bias = position_bias(torch.tensor([[2, 3], [0, 1]]), torch.arange(5), AttentionRule(slopes=torch.tensor([0.5])))
     hidden = -torch.inf
     assert bias[:, 0].tolist() == [
         [[-1.0, -0.5, 0.0, hidden, hidden], [-1.5, -1.0, -0.5, 0.0, hidden]],
@@ -75,12 +78,12 @@ def test_bias_is_slope_times_distance_and_hides_the_future() -> None:
 
 def test_spans_of_one_length_form_one_group() -> None:
     spans = [Span(0, 3, (0,)), Span(70, 1, (1, 2)), Span(5, 3, (3,)), Span(9, 1, (4,))]
-    groups = group_spans(spans, None, CPU, together=True)
+    groups = group_spans(spans, AttentionRule(), CPU, together=True)
     assert [group.tokens.tolist() for group in groups] == [[0, 1, 2, 4, 5, 6], [3, 7]]
 
 
 def test_shorter_row_repeats_a_block_of_its_own() -> None:
-    (group,) = group_spans([Span(150, 1, (5, 6, 7)), Span(9, 1, (4, 8))], None, CPU, together=True)
+    (group,) = group_spans([Span(150, 1, (5, 6, 7)), Span(9, 1, (4, 8))], AttentionRule(), CPU, together=True)
     assert isinstance(group.blocks, torch.Tensor)
     assert set(group.blocks[1].tolist()) <= {4, 8}
     assert group.blocks[0].tolist() == [5, 6, 7]
@@ -88,7 +91,7 @@ def test_shorter_row_repeats_a_block_of_its_own() -> None:
 
 def test_consecutive_blocks_are_not_gathered() -> None:
     def blocks(table: tuple[int, ...]) -> object:
-        return group_spans([Span(130, 1, table)], None, CPU, together=True)[0].blocks
+        return group_spans([Span(130, 1, table)], AttentionRule(), CPU, together=True)[0].blocks
 
     assert blocks((4, 5, 6)) == slice(4, 7)
     assert blocks((4, 5, 6, 0)) == slice(4, 7)  # what lies beyond the text does not matter
@@ -98,5 +101,5 @@ def test_consecutive_blocks_are_not_gathered() -> None:
 @kinds
 def test_causal_attention_has_the_gradient_of_softmax(slopes: torch.Tensor | None) -> None:
     inputs = [x[None].double().requires_grad_() for x in random_qkv(6)]
-    bias = position_bias(torch.arange(6)[None], 6, slopes).double()
+    bias = position_bias(torch.arange(6)[None], torch.arange(6), AttentionRule(slopes=slopes)).double()
     assert torch.autograd.gradcheck(lambda q, k, v: attend_causal(q, k, v, bias), inputs)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bloomery.families import rules
+from bloomery.families import reorders
 from bloomery.model import attention, cache, decoder, mlp
 from bloomery.ops import attention as ops
+from bloomery.ops.position import AttentionRule
 from drive import Row, assert_parity, blocks_for, chunked, load, new_cache
 from tiny import Tiny
 
@@ -46,10 +47,9 @@ def key_written_one_place_late(patch: Patch) -> None:
 def distances_rounded_to_pairs(patch: Patch) -> None:
     bias = ops.position_bias
 
-    def coarse(queries: Tensor, length: int, slopes: Tensor | None) -> Tensor:
-        right = bias(queries, length, slopes)
-        assert slopes is not None
-        return right + (torch.arange(length) % 2) * slopes[:, None, None]
+    def coarse(queries: Tensor, keys: Tensor, rule: AttentionRule) -> Tensor:
+        assert rule.slopes is not None
+        return bias(queries, keys, rule) + (keys % 2) * rule.slopes[:, None, None]
 
     patch.setattr(ops, "position_bias", coarse)
 
@@ -71,9 +71,9 @@ def future_seen(patch: Patch) -> None:
 def own_token_not_seen(patch: Patch) -> None:
     bias = ops.position_bias
 
-    def strict(queries: Tensor, length: int, slopes: Tensor | None) -> Tensor:
-        own = (torch.arange(length) == queries[..., None])[:, None] & (queries[..., None] > 0)[:, None]
-        return bias(queries, length, slopes).masked_fill(own, -torch.inf)
+    def strict(queries: Tensor, keys: Tensor, rule: AttentionRule) -> Tensor:
+        own = (keys == queries[..., None])[:, None] & (queries[..., None] > 0)[:, None]
+        return bias(queries, keys, rule).masked_fill(own, -torch.inf)
 
     patch.setattr(ops, "position_bias", strict)
 
@@ -82,13 +82,15 @@ def swapped(first: int, second: int) -> Callable[[Patch], None]:
     def apply(patch: Patch) -> None:
         forward = attention.Attention.forward
 
-        def swap(self: attention.Attention, x: Tensor, attend: attention.Attend) -> Tensor:
+        def swap(
+            self: attention.Attention, x: Tensor, angles: attention.Angles | None, attend: attention.Attend
+        ) -> Tensor:
             def other(layer: int, *qkv: Tensor) -> Tensor:
                 parts = list(qkv)
                 parts[first], parts[second] = parts[second], parts[first]
                 return attend(layer, *parts)
 
-            return forward(self, x, other)
+            return forward(self, x, angles, other)
 
         patch.setattr(attention.Attention, "forward", swap)
 
@@ -107,7 +109,7 @@ def last_norm_skipped(patch: Patch) -> None:
     def forward(self: decoder.Decoder, ids: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
         x = self.embed(ids, positions)
         for block in self.blocks:
-            x = block(x, attend)
+            x = block(x, None, attend)
         return x
 
     patch.setattr(decoder.Decoder, "forward", forward)
@@ -127,7 +129,7 @@ def gelu_tanh(patch: Patch) -> None:
 
 
 def qkv_not_regrouped(patch: Patch) -> None:
-    patch.setattr(rules, "_split_fused", lambda x, config: x)
+    patch.setattr(reorders, "_split_fused", lambda x, config: x)
 
 
 def head_tied_though_it_is_not(patch: Patch) -> None:

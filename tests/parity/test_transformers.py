@@ -44,7 +44,7 @@ def test_training_path_equals_cached_path(checkpoint: Tiny, length: int) -> None
 def test_last_state_alone_gives_the_same_logits(either: Tiny) -> None:
     decoder = load(either.path)
     ids = torch.tensor(either.prompt(20))
-    attend = CausalAttention(1, 20, decoder.slopes, decoder.device)
+    attend = CausalAttention(1, 20, decoder.attention_rule, decoder.device)
     with torch.inference_mode():
         every = decoder(ids, torch.arange(20), attend)
         wanted = decoder(ids, torch.arange(20), attend, torch.tensor([19, 3]))

@@ -49,12 +49,12 @@ def export_decoder(
         raise CheckpointError(f"{target}: a {family.name} cannot be {decoder.config}: choose another family")
     parameters = dict(decoder.named_parameters())
     tensors = {}
-    for ours, source in family.sources(decoder.config).items():
-        tensor = parameters[ours].detach()
+    for ours, source in family.sources(decoder.config, parameters).items():
+        parts = [parameters[ours].detach()]
         if source.reorder is not None:
-            tensor = source.reorder.to_theirs(tensor, decoder.config)
-        name = source.theirs if source.theirs == family.head else family.prefix + source.theirs
-        tensors[name] = tensor.to(device="cpu", dtype=dtype).contiguous()
+            parts = source.reorder.to_theirs(parts[0], decoder.config)
+        for theirs, part in zip(source.theirs, parts, strict=True):
+            tensors[family.written(theirs)] = part.to(device="cpu", dtype=dtype).contiguous()
     written = next(iter(tensors.values())).dtype
     described = family.from_config(decoder.config) | {"dtype": str(written).removeprefix("torch.")} | dict(config or {})
     try:

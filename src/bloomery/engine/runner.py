@@ -34,7 +34,7 @@ class Runner:
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder = decoder
         self.cache = cache
-        self.slopes = decoder.slopes
+        self.rule = decoder.attention_rule
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Iterator[Result]:
@@ -47,7 +47,7 @@ class Runner:
         ids = torch.tensor([token for work in batch for token in work.row.ids], device=device)  # (N,)
         positions = torch.tensor([p for s in spans for p in range(s.start, s.start + s.length)], device=device)
         wanted = torch.tensor(_wanted(batch), dtype=torch.long, device=device)  # (W,)
-        hidden = self.decoder(ids, positions, CachedAttention(self.cache, spans, self.slopes), wanted)  # (W, E)
+        hidden = self.decoder(ids, positions, CachedAttention(self.cache, spans, self.rule), wanted)  # (W, E)
         first = 0
         for works in _portions([work for work in batch if work.row.wanted]):
             count = sum(work.row.wanted for work in works)

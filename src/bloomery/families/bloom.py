@@ -2,18 +2,22 @@
 
 from typing import Any
 
-from bloomery.families.rules import Family, Raw, Rule, refuse_unless, require
+from bloomery.families.rules import Family, Raw, Rule
+from bloomery.families.words import head_size, refuse_unless, require
 from bloomery.model.config import DecoderConfig
 
 
 def to_config(raw: Raw) -> DecoderConfig:
     refuse_unless(raw, apply_residual_connection_post_layernorm=False)
     hidden = require(raw, "hidden_size", "n_embed")
+    heads = require(raw, "n_head", "num_attention_heads")
     return DecoderConfig(
         vocab_size=require(raw, "vocab_size"),
         hidden_size=hidden,
         num_layers=require(raw, "n_layer", "num_hidden_layers"),
-        num_heads=require(raw, "n_head", "num_attention_heads"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_size(hidden, heads),
         ffn_size=4 * hidden,
         max_seq_len=raw.get("seq_length", 2048),
         positions="alibi",

@@ -2,33 +2,28 @@
 
 from typing import Any
 
-from bloomery.families.rules import (
-    Family,
-    Raw,
-    Rule,
-    activation,
-    qkv_by_head,
-    qkv_by_head_transposed,
-    refuse_unless,
-    require,
-    transposed,
-)
+from bloomery.families.reorders import qkv_by_head, qkv_by_head_transposed, transposed
+from bloomery.families.rules import Family, Raw, Rule
+from bloomery.families.words import activation, head_size, refuse_unless, require, their_activation
 from bloomery.model.config import DecoderConfig
 
 
 def to_config(raw: Raw) -> DecoderConfig:
     refuse_unless(raw, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     hidden = require(raw, "n_embd", "hidden_size")
+    heads = require(raw, "n_head", "num_attention_heads")
     return DecoderConfig(
         vocab_size=require(raw, "vocab_size"),
         hidden_size=hidden,
         num_layers=require(raw, "n_layer", "num_hidden_layers"),
-        num_heads=require(raw, "n_head", "num_attention_heads"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_size(hidden, heads),
         ffn_size=raw.get("n_inner") or 4 * hidden,
         max_seq_len=require(raw, "n_positions", "n_ctx"),
         positions="learned",
         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-        activation=activation(raw, "activation_function"),
+        activation=activation(raw, "activation_function", "gelu_new"),
         tied_head=raw.get("tie_word_embeddings", True),
     )
 
@@ -44,7 +39,7 @@ def from_config(config: DecoderConfig) -> dict[str, Any]:
         "n_inner": config.ffn_size,
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "activation_function": their_activation(config),
         "tie_word_embeddings": config.tied_head,
     }
 

@@ -1,30 +1,45 @@
 """Self-attention of one block. Knows neither where keys and values are kept nor which tokens belong together."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from bloomery.model.config import DecoderConfig
+from bloomery.ops.position import rotate
 
 
 class Attend(Protocol):
     """What a decoder is handed for a step: it keeps the new keys and values and attends to all that may be seen."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(N, H, D) each -> (N, H, D)."""
+        """(N, H, D), (N, K, D) twice -> (N, H, D)."""
         ...
 
 
+class Angles(NamedTuple):
+    """How far each token's queries and keys are turned, the same in all layers: (N, 1, half) each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
 class Attention(nn.Module):
-    """Fused projection, attention, output projection."""
+    """Fused projection, rotary positions where there are any, attention, output projection."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.heads = (config.num_heads, 3, config.head_dim)
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)  # rows: [head, q|k|v, head_dim]
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        # Rows of the fused projection: for each head of keys and values its queries, its key, its value.
+        self.groups = (config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim)  # (K, G+2, D)
+        width = config.num_heads * config.head_dim
+        self.qkv = nn.Linear(
+            config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.attn_bias
+        )
+        self.out = nn.Linear(width, config.hidden_size, bias=config.attn_bias)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:  # (N, E) -> (N, E)
-        query, key, value = self.qkv(x).unflatten(-1, self.heads).unbind(-2)  # (N, H, D) each
+    def forward(self, x: Tensor, angles: Angles | None, attend: Attend) -> Tensor:  # (N, E) -> (N, E)
+        qkv = self.qkv(x).unflatten(-1, self.groups)
+        query, key, value = qkv[..., :-2, :].flatten(-3, -2), qkv[..., -2, :], qkv[..., -1, :]
+        if angles is not None:
+            query, key = rotate(query, *angles), rotate(key, *angles)
         return self.out(attend(self.layer, query, key, value).flatten(-2))

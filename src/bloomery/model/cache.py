@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
-from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans, position_bias
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans
+from bloomery.ops.position import AttentionRule, position_bias
 
 
 def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -24,7 +25,7 @@ class KVCache:
     """
 
     def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, blocks, BLOCK, config.num_heads, config.head_dim)
+        shape = (config.num_layers, blocks, BLOCK, config.num_kv_heads, config.head_dim)
         # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
         try:
             self.keys = torch.empty(shape, dtype=dtype, device=device)
@@ -47,11 +48,11 @@ class KVCache:
 class CachedAttention:
     """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all."""
 
-    def __init__(self, cache: KVCache, spans: list[Span], slopes: Tensor | None) -> None:
+    def __init__(self, cache: KVCache, spans: list[Span], rule: AttentionRule) -> None:
         self.cache = cache
         device = cache.keys.device
         # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
-        self.groups = group_spans(spans, slopes, device, together=device.type != "cpu")
+        self.groups = group_spans(spans, rule, device, together=device.type != "cpu")
         places = [
             span.blocks[position // BLOCK] * BLOCK + position % BLOCK
             for span in spans
@@ -69,9 +70,10 @@ class CachedAttention:
 class CausalAttention:
     """`Attend` of one training step: B whole sequences of T tokens, laid out one after the other; keeps nothing."""
 
-    def __init__(self, sequences: int, length: int, slopes: Tensor | None, device: torch.device) -> None:
+    def __init__(self, sequences: int, length: int, rule: AttentionRule, device: torch.device) -> None:
         self.shape = (sequences, length)
-        self.bias = position_bias(torch.arange(length, device=device)[None], length, slopes)
+        places = torch.arange(length, device=device)
+        self.bias = position_bias(places[None], places, rule)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (x.unflatten(0, self.shape) for x in (query, key, value))

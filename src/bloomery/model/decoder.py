@@ -1,15 +1,19 @@
 """The one decoder, written for one device. Knows no ranks, no bits, no files and no cache.
 
-Letters used at every line of `model/`: N flat tokens of a step, E hidden size, H heads, D head size, V vocabulary.
+Letters used at every line of `model/`: N flat tokens of a step, E hidden size, H heads of queries, K heads of keys and
+values, D head size, V vocabulary.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from bloomery.model.attention import Attend, Attention
-from bloomery.model.config import DecoderConfig
-from bloomery.model.mlp import Mlp
-from bloomery.ops.position import alibi_slopes
+from bloomery.model.attention import Angles, Attend, Attention
+from bloomery.model.config import DecoderConfig, RotaryConfig
+from bloomery.model.mlp import Experts, Mlp
+from bloomery.ops.position import AttentionRule, alibi_slopes, rotary_frequencies, scale_by_wavelength
 
 
 class Embedding(nn.Module):
@@ -34,19 +38,56 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 
+def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+class Rotary(nn.Module):
+    """Positions -> angles. Frequencies follow from the configuration: they are no weights, and stay in fp32."""
+
+    def __init__(self, config: RotaryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frequencies = self._frequencies(torch.device("cpu"))
+
+    def _frequencies(self, device: torch.device) -> Tensor:  # (half,)
+        config = self.config
+        plain = rotary_frequencies(config.dims, config.theta, device)
+        if config.scaling == "linear":
+            return plain / config.factor
+        if config.scaling == "by_wavelength":
+            band = (config.low_freq_factor, config.high_freq_factor, config.original_max_seq_len)
+            return scale_by_wavelength(plain, config.factor, *band)
+        return plain
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
+        self.frequencies = self._frequencies(fn(self.frequencies).device)  # a change of dtype must not round them
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Angles:  # (N,)
+        turned = (positions[:, None].float() * self.frequencies)[:, None]
+        return Angles(turned.cos().to(dtype), turned.sin().to(dtype))
+
+
 class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised copy added back to its input."""
+    """Attention and feed-forward, each on a normalised copy, added to their input: one after the other, or at once."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.residual = config.residual
+        self.norm1 = _norm(config)
         self.attn = Attention(config, layer)
-        self.norm2 = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.mlp = Mlp(config)
+        self.norm2 = nn.Identity() if config.residual == "parallel_one_norm" else _norm(config)
+        self.mlp = Experts(config) if config.num_experts > 1 else Mlp(config)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:  # (N, E) -> (N, E)
-        x = x + self.attn(self.norm1(x), attend)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, angles: Angles | None, attend: Attend) -> Tensor:  # (N, E) -> (N, E)
+        normed = self.norm1(x)
+        attended = self.attn(normed, angles, attend)
+        if self.residual == "sequential":
+            x = x + attended
+            return x + self.mlp(self.norm2(x))
+        return x + attended + self.mlp(self.norm2(x if self.residual == "parallel" else normed))
 
 
 class Decoder(nn.Module):
@@ -56,9 +97,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config)
+        self.rotary = Rotary(config.rotary) if config.rotary is not None else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
             self.head.weight = self.embed.tokens.weight
 
@@ -72,8 +114,9 @@ class Decoder(nn.Module):
         Returns: (W, E).
         """
         x = self.embed(ids, positions)
+        angles = None if self.rotary is None else self.rotary(positions, x.dtype)
         for block in self.blocks:
-            x = block(x, attend)
+            x = block(x, angles, attend)
         return self.norm(x if wanted is None else x[wanted])
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -81,11 +124,18 @@ class Decoder(nn.Module):
         return self.head(hidden).float()
 
     @property
-    def slopes(self) -> Tensor | None:
-        """(H,) ALiBi slopes on the model's device, or None where positions are learned."""
-        if self.config.positions != "alibi":
-            return None
-        return torch.tensor(alibi_slopes(self.config.num_heads), device=self.norm.weight.device)
+    def attention_rule(self) -> AttentionRule:
+        """What `Attend` has to know of this decoder, on its device."""
+        config = self.config
+        shared = config.num_heads // config.num_kv_heads
+        if config.positions not in ("alibi", "alibi_coarse"):
+            return AttentionRule(shared, window=config.sliding_window)
+        return AttentionRule(
+            shared,
+            slopes=torch.tensor(alibi_slopes(config.num_heads), device=self.device),
+            coarse_scale=1 / math.sqrt(config.head_dim) if config.positions == "alibi_coarse" else None,
+            window=config.sliding_window,
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import nn
 from bloomery.model.decoder import Decoder
 
 STD = 0.02
-RESIDUAL = ("attn.out.weight", "mlp.down.weight")
+RESIDUAL = ("attn.out.weight", ".down.weight")
 """Matrices whose output is added to the residual stream."""
 
 
@@ -21,7 +21,7 @@ def init_decoder_(decoder: Decoder, seed: int) -> None:
     depth (Radford et al. 2019, section 2.3). A parameter's numbers depend on the seed and its name alone, not on what
     was made before it: another order, or only a part of the model, gives the same.
     """
-    norms = {id(p) for m in decoder.modules() if isinstance(m, nn.LayerNorm) for p in (m.weight,)}
+    norms = {id(p) for m in decoder.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm) for p in (m.weight,)}
     for name, parameter in decoder.named_parameters():
         if id(parameter) in norms:
             parameter.fill_(1)

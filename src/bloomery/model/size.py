@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bloomery.model.decoder import Decoder
+from bloomery.model.mlp import Experts
 
 
 def weights_read(decoder: Decoder) -> Iterator[Tensor]:
-    """The weights that every step reads from end to end: all but tables of which it reads single rows.
+    """The weights that a step of one token reads from end to end: all but tables of which it reads single rows, and
+    all but as many experts as a token takes.
 
     A tied embedding counts: it is the head.
     """
-    tables = {id(table.weight) for table in (decoder.embed.tokens, decoder.embed.positions) if table is not None}
-    for parameter in decoder.parameters():  # a tied pair is one parameter
-        if id(parameter) not in tables or parameter is decoder.head.weight:
-            yield parameter
+    unread = {id(table.weight) for table in (decoder.embed.tokens, decoder.embed.positions) if table is not None}
+    unread -= {id(decoder.head.weight)}
+    for block in decoder.blocks:
+        if isinstance(block.mlp, Experts):  # they are of one size: any will do
+            unread |= {
+                id(weight) for expert in block.mlp.experts[block.mlp.per_token :] for weight in expert.parameters()
+            }
+    return (parameter for parameter in decoder.parameters() if id(parameter) not in unread)
 
 
 def nbytes(tensors: Iterator[Tensor]) -> int:

@@ -38,5 +38,5 @@ class SequenceLoss:
         if key not in self._shaped:
             device = self.decoder.device
             positions = torch.arange(length, device=device).repeat(sequences)  # (B*T,)
-            self._shaped[key] = positions, CausalAttention(sequences, length, self.decoder.slopes, device)
+            self._shaped[key] = positions, CausalAttention(sequences, length, self.decoder.attention_rule, device)
         return self._shaped[key]

@@ -101,6 +101,8 @@ def build_decoder(shape: ModelShape, family: Family, seed: int) -> Decoder:
         hidden_size=shape.hidden_size,
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
+        num_kv_heads=shape.num_heads,
+        head_dim=shape.hidden_size // shape.num_heads,
         ffn_size=4 * shape.hidden_size,
         max_seq_len=shape.seq_len,
         positions="alibi",
