@@ -1,10 +1,12 @@
 """config.json both ways; what would load and then give wrong numbers is refused."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bloomery.errors import CheckpointError
 from bloomery.families import FAMILIES
@@ -14,6 +16,13 @@ from tiny import SHAPES, Shape, new_model
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 BLOOM = {"model_type": "bloom", "vocab_size": 96, "hidden_size": 24, "n_layer": 2, "n_head": 3}
 GPT2 = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 33}
+STARCODER = GPT2 | {"model_type": "gpt_bigcode"}
+FALCON = {"model_type": "falcon", "vocab_size": 96, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+LLAMA = FALCON | {"model_type": "llama", "intermediate_size": 50, "max_position_embeddings": 33}
+MISTRAL = LLAMA | {"model_type": "mistral", "num_key_value_heads": 3}
+MIXTRAL = MISTRAL | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+PHI = LLAMA | {"model_type": "phi"}
+RAW = (BLOOM, GPT2, STARCODER, FALCON, LLAMA, MISTRAL, MIXTRAL, PHI)
 
 
 def to_config(raw: dict[str, Any]) -> DecoderConfig:
@@ -27,20 +36,19 @@ def test_config_survives_the_way_there_and_back(shape: Shape) -> None:
 
 
 @shapes
-def test_transformers_reads_what_we_write(shape: Shape) -> None:
-    theirs = new_model(shape).config
-    written = FAMILIES[shape.family].from_config(to_config(theirs.to_dict()))
+@torch.inference_mode()
+def test_transformers_computes_the_same_by_the_config_we_write(shape: Shape) -> None:
+    theirs = new_model(shape)
+    written = FAMILIES[shape.family].from_config(to_config(theirs.config.to_dict()))
     read = AutoConfig.for_model(**written)
-    assert type(read) is type(theirs)
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_epsilon"):
-        assert getattr(read, name) == getattr(theirs, name)
-    assert read.tie_word_embeddings == theirs.tie_word_embeddings
-    if shape.family == "gpt2":
-        assert read.n_positions == theirs.n_positions
-        assert read.activation_function == theirs.activation_function
-        assert (read.n_inner or 4 * read.n_embd) == (theirs.n_inner or 4 * theirs.n_embd)
-    else:
-        assert read.seq_length == theirs.seq_length
+    assert type(read) is type(theirs.config)
+    rebuilt = AutoModelForCausalLM.from_config(read).eval()
+    rebuilt.load_state_dict(theirs.state_dict())
+    ids = torch.arange(200)[None]
+    torch.testing.assert_close(rebuilt(ids).logits, theirs(ids).logits, rtol=0, atol=0)
+    length = "seq_length" if shape.family == "bloom" else "max_position_embeddings"
+    assert getattr(read, length) == getattr(theirs.config, length)
+    assert read.tie_word_embeddings == theirs.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "relu"])
@@ -60,9 +68,9 @@ def test_old_spellings_mean_the_same() -> None:
     assert to_config({renamed.get(key, key): value for key, value in GPT2.items()}) == to_config(GPT2)
 
 
-def test_defaults_are_those_of_transformers() -> None:
-    for raw in (BLOOM, GPT2):
-        assert to_config(raw) == to_config(AutoConfig.for_model(**raw).to_dict() | raw)
+@pytest.mark.parametrize("raw", RAW, ids=lambda raw: raw["model_type"])
+def test_defaults_are_those_of_transformers(raw: dict[str, Any]) -> None:
+    assert to_config(raw) == to_config(AutoConfig.for_model(**raw).to_dict() | raw)
 
 
 @pytest.mark.parametrize(
@@ -74,17 +82,22 @@ def test_defaults_are_those_of_transformers() -> None:
         (GPT2, "add_cross_attention", True),
         (GPT2, "activation_function", "swish"),
         (GPT2, "activation_function", None),
+        (STARCODER, "scale_attn_weights", False),
+        (STARCODER, "add_cross_attention", True),
+        (PHI, "qk_layernorm", True),
+        (MISTRAL, "layer_types", ["sliding_attention"]),
+        (LLAMA, "hidden_act", "swish"),
     ],
 )
 def test_variant_with_other_numbers_is_refused_by_key_and_value(raw: dict[str, Any], key: str, value: object) -> None:
-    with pytest.raises(CheckpointError, match=f"{key} = {value!r}") as caught:
+    with pytest.raises(CheckpointError, match=re.escape(f"{key} = {value!r}")) as caught:
         to_config(raw | {key: value})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("raw", "key"),
-    [(raw, key) for raw in (BLOOM, GPT2) for key in raw if key != "model_type"],
+    [(raw, key) for raw in RAW for key in raw if key not in ("model_type", "num_key_value_heads")],
     ids=lambda part: part if isinstance(part, str) else part["model_type"],
 )
 def test_missing_size_is_named(raw: dict[str, Any], key: str) -> None:
@@ -108,3 +121,41 @@ def test_a_size_that_is_no_whole_number_is_refused_by_key(raw: dict[str, Any], k
 def test_an_activation_that_is_no_name_is_refused(value: object) -> None:
     with pytest.raises(CheckpointError, match="activation_function"):
         to_config(GPT2 | {"activation_function": value})
+
+
+PLAIN, SCALED = {"rope_theta": 5e5}, {"factor": 2.0}
+BANDS = SCALED | {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (PLAIN, PLAIN | {"rope_type": "default"}),
+        (PLAIN | {"rope_scaling": None}, PLAIN),
+        (PLAIN | {"rope_scaling": SCALED | {"type": "linear"}}, PLAIN | SCALED | {"rope_type": "linear"}),
+        (PLAIN | {"rope_scaling": BANDS | {"rope_type": "llama3"}}, PLAIN | BANDS | {"rope_type": "llama3"}),
+    ],
+)
+def test_rotary_words_of_before_and_after_transformers_5_mean_the_same(old: Any, new: Any) -> None:
+    assert to_config(LLAMA | old) == to_config(LLAMA | {"rope_parameters": new})
+    assert to_config(LLAMA | old) != to_config(LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"type": "dynamic", "factor": 2.0}, "by 'dynamic', which is not one of: default, linear, llama3"),
+        ({"type": ["linear"]}, r"by \['linear'\], which is not one of"),
+        ({"type": "linear"}, "by 'linear', but has no 'factor'"),
+        ({"type": "linear", "factor": 0}, "must be above 0"),
+        ({"type": "linear", "factor": "2"}, "factor must be a number"),
+        ({"rope_type": "llama3", **BANDS, "low_freq_factor": 4.0}, "low_freq_factor 4.0 must be below"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
+        ({"partial_rotary_factor": "all"}, "partial_rotary_factor = 'all'"),
+        ({"partial_rotary_factor": 0.4}, "3 dimensions of a head are rotary, which is not even"),
+        ([2.0], r"rope_scaling = \[2.0\], which is no table"),
+    ],
+)
+def test_rotary_positions_we_do_not_have_are_refused(rope: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        to_config(LLAMA | {"rope_scaling": rope})

@@ -2,32 +2,24 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
+from safetensors.torch import load_file
 
 from bloomery.families import FAMILIES
 from bloomery.families.rules import Family, Rule
 from bloomery.model import layout
 from bloomery.model.config import DecoderConfig
-from tiny import SHAPES, Shape, Tiny, new_model
-
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+from tiny import Tiny
 
 
-def translated(shape: Shape) -> tuple[Family, DecoderConfig, dict[str, torch.Tensor]]:
-    """A shape's family, its config in our words, and the tensors transformers has, a tied head once."""
-    model = new_model(shape)
-    family = FAMILIES[shape.family]
-    config = family.to_config(model.config.to_dict())
-    tensors = dict(model.state_dict())
-    if config.tied_head:
-        del tensors[family.head]
-    return family, config, tensors
+def translated(tiny: Tiny) -> tuple[Family, DecoderConfig, dict[str, torch.Tensor]]:
+    """A checkpoint's family, its config in our words, and the tensors transformers saved."""
+    family = FAMILIES[tiny.shape.family]
+    return family, family.to_config(tiny.model.config.to_dict()), load_file(tiny.path / "model.safetensors")
 
 
-@shapes
-def test_every_parameter_of_ours_has_exactly_one_rule(shape: Shape) -> None:
-    family, config, _ = translated(shape)
+def test_every_parameter_of_ours_has_exactly_one_rule(checkpoint: Tiny) -> None:
+    family, config, _ = translated(checkpoint)
     ours = layout.shapes(config)
     assert set(family.sources(config, ours)) == set(ours)
     rules = [rule for rule in family.rules if rule.when(config)]
@@ -36,17 +28,15 @@ def test_every_parameter_of_ours_has_exactly_one_rule(shape: Shape) -> None:
         assert len(names) == len(set(names))
 
 
-@shapes
-def test_every_tensor_of_theirs_is_consumed(shape: Shape) -> None:
-    family, config, tensors = translated(shape)
+def test_every_tensor_of_theirs_is_consumed(checkpoint: Tiny) -> None:
+    family, config, tensors = translated(checkpoint)
     sources = [theirs for source in family.sources(config, layout.shapes(config)).values() for theirs in source.theirs]
     assert set(tensors) == {family.written(name) for name in sources}
     assert len(sources) == len(set(sources))
 
 
-@shapes
-def test_reorder_and_its_inverse_are_exact(shape: Shape) -> None:
-    family, config, tensors = translated(shape)
+def test_reorder_and_its_inverse_are_exact(checkpoint: Tiny) -> None:
+    family, config, tensors = translated(checkpoint)
     ours = layout.shapes(config)
     for name, source in family.sources(config, ours).items():
         theirs = [tensors[family.written(name)] for name in source.theirs]
@@ -63,7 +53,7 @@ def test_reorder_and_its_inverse_are_exact(shape: Shape) -> None:
 
 def test_fused_rows_are_grouped_by_head(gpt2: Tiny) -> None:
     """Against transformers' own reading of the matrix: columns in thirds q, k, v, each cut into heads."""
-    family, config, tensors = translated(gpt2.shape)
+    family, config, tensors = translated(gpt2)
     for suffix in ("weight", "bias"):
         theirs = tensors[f"transformer.h.0.attn.c_attn.{suffix}"]
         source = family.sources(config, layout.shapes(config))[f"blocks.0.attn.qkv.{suffix}"]
@@ -89,7 +79,7 @@ def test_families_are_registered_by_their_own_name() -> None:
 
 
 def test_untied_head_stands_outside_the_prefix(gpt2: Tiny) -> None:
-    family, config, _ = translated(gpt2.shape)
+    family, config, _ = translated(gpt2)
     assert "head.weight" not in layout.shapes(config)
     untied = replace(config, tied_head=False)
     (head,) = family.sources(untied, layout.shapes(untied))["head.weight"].theirs

@@ -68,9 +68,9 @@ def activation(raw: Raw, name: str, default: str) -> Any:
     return ACTIVATION_NAMES[theirs]
 
 
-def their_activation(config: DecoderConfig) -> str:
-    """The usual word for our activation."""
-    return {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
+def their_activation(config: DecoderConfig, gelu_tanh: str = "gelu_new") -> str:
+    """Their word for our activation; for one of them there are several."""
+    return {"gelu_tanh": gelu_tanh}.get(config.activation, config.activation)
 
 
 def rotary(raw: Raw, head_dim: int) -> RotaryConfig:
@@ -87,7 +87,7 @@ def rotary(raw: Raw, head_dim: int) -> RotaryConfig:
             raise CheckpointError(f"config.json has {table} = {more!r}, which is no table: check it")
         rope |= more
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROTARY_SCALING:
+    if not isinstance(kind, str) or kind not in ROTARY_SCALING:
         known = ", ".join(ROTARY_SCALING)
         raise CheckpointError(f"config.json scales its rotary positions by {kind!r}, which is not one of: {known}")
     share = rope.get("partial_rotary_factor", 1.0)
