@@ -106,7 +106,7 @@ SHAPES = (
         "falcon-11b-like", 64, 4, 512, std=0.2, seed=14, **GROUPED, num_ln_in_parallel_attn=1, tie_word_embeddings=False
     ),
     _falcon(
-        "falcon-rw-like", 96, 6, 640, std=0.2, seed=5, alibi=True, multi_query=False, parallel_attn=False, bias=True
+        "falcon-rw-like", 96, 12, 640, std=0.2, seed=1, alibi=True, multi_query=False, parallel_attn=False, bias=True
     ),
     _llama("phi-partial", 80, 4, 4, 512, std=0.2, seed=2, partial_rotary_factor=0.4),
     _llama("phi-grouped", 64, 4, 2, 640, std=0.2, seed=1),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bloomery.model.cache import CausalAttention, KVCache
-from bloomery.model.config import DecoderConfig
+from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.decoder import Decoder
+from bloomery.model.size import weights_read
 from bloomery.ops.attention import BLOCK
 
 LEARNED = DecoderConfig(
@@ -22,6 +23,31 @@ LEARNED = DecoderConfig(
     positions="learned",
 )
 ALIBI = replace(LEARNED, positions="alibi", embed_norm=True)
+GROUPED = replace(
+    LEARNED,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    positions="rotary",
+    rotary=RotaryConfig(dims=4),
+    norm="rms",
+    activation="silu",
+    gated_mlp=True,
+    attn_bias=False,
+    mlp_bias=False,
+)
+EXPERTS = replace(GROUPED, num_experts=3, experts_per_token=2, sliding_window=3)
+PARALLEL = replace(GROUPED, residual="parallel", norm="layer", gated_mlp=False, head_bias=True)
+CONFIGS = {
+    "learned": LEARNED,
+    "alibi": ALIBI,
+    "coarse": replace(ALIBI, positions="alibi_coarse"),
+    "grouped": GROUPED,
+    "experts": EXPERTS,
+    "parallel": PARALLEL,
+    "one-norm": replace(PARALLEL, residual="parallel_one_norm"),
+}
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
 def random_decoder(config: DecoderConfig) -> Decoder:
@@ -43,12 +69,13 @@ def test_untied_head_has_its_own_weight() -> None:
     assert decoder.head.weight is not decoder.embed.tokens.weight
 
 
-@pytest.mark.parametrize("config", [LEARNED, ALIBI], ids=["learned", "alibi"])
+@configs
 def test_only_learned_positions_have_weights(config: DecoderConfig) -> None:
     decoder = Decoder(config)
     learned = config.positions == "learned"
     assert (decoder.embed.positions is not None) == learned
-    assert (decoder.attention_rule.slopes is None) == learned
+    assert (decoder.attention_rule.slopes is not None) == config.positions.startswith("alibi")
+    assert (decoder.rotary is not None) == (config.positions == "rotary")
     assert (decoder.embed.norm is None) != config.embed_norm
 
 
@@ -63,7 +90,29 @@ def test_every_field_of_the_config_shapes_the_decoder() -> None:
     assert block.mlp.activation(torch.tensor(-1.0)) == 0
 
 
-@pytest.mark.parametrize("config", [LEARNED, ALIBI], ids=["learned", "alibi"])
+def test_every_new_field_shapes_the_decoder() -> None:
+    shapes = {name: tuple(weight.shape) for name, weight in Decoder(EXPERTS).named_parameters()}
+    assert shapes["blocks.1.attn.qkv.weight"] == ((4 + 2 * 2) * 6, 12)
+    assert shapes["blocks.1.attn.out.weight"] == (12, 4 * 6)
+    assert shapes["blocks.1.mlp.router.weight"] == (3, 12)
+    assert shapes["blocks.1.mlp.experts.2.gate.weight"] == (20, 12)
+    assert not [name for name in shapes if name.endswith("bias")]
+    assert Decoder(EXPERTS).attention_rule.window == 3
+    assert Decoder(EXPERTS).attention_rule.shared == 2
+    both = {name for name, _ in Decoder(PARALLEL).named_parameters()}
+    one = {name for name, _ in Decoder(replace(PARALLEL, residual="parallel_one_norm")).named_parameters()}
+    assert both - one == {f"blocks.{i}.norm2.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    assert "head.bias" in one
+
+
+def test_a_step_reads_as_many_experts_as_a_token_takes() -> None:
+    decoder = Decoder(EXPERTS)
+    expert = sum(weight.numel() for weight in decoder.blocks[0].mlp.experts[0].parameters())
+    everything = sum(weight.numel() for weight in decoder.parameters())
+    assert sum(weight.numel() for weight in weights_read(decoder)) == everything - 2 * expert
+
+
+@configs
 def test_logits_are_fp32_whatever_the_weights_are(config: DecoderConfig) -> None:
     decoder = random_decoder(config)
     attend = CausalAttention(1, 7, decoder.attention_rule, decoder.device)
@@ -76,7 +125,7 @@ def test_logits_are_fp32_whatever_the_weights_are(config: DecoderConfig) -> None
     torch.testing.assert_close(logits, expected, rtol=0, atol=0.05 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("config", [LEARNED, ALIBI], ids=["learned", "alibi"])
+@configs
 def test_every_weight_gets_a_gradient(config: DecoderConfig) -> None:
     decoder = random_decoder(replace(config, tied_head=False))
     attend = CausalAttention(2, 7, decoder.attention_rule, decoder.device)
@@ -88,7 +137,7 @@ def test_every_weight_gets_a_gradient(config: DecoderConfig) -> None:
 
 
 def test_cache_keeps_blocks_of_every_layer_in_the_weights_dtype() -> None:
-    cache = KVCache(ALIBI, 5, torch.bfloat16, torch.device("cpu"))
+    cache = KVCache(GROUPED, 5, torch.bfloat16, torch.device("cpu"))
     for pool in (cache.keys, cache.values):
-        assert pool.shape == (2, 5, BLOCK, 3, 4)
+        assert pool.shape == (2, 5, BLOCK, 2, 6)
         assert pool.dtype == torch.bfloat16

@@ -10,23 +10,35 @@ from bloomery.ops.position import AttentionRule, position_bias
 
 Array = NDArray[np.float64]
 CPU = torch.device("cpu")
-SLOPES = {"alibi": torch.tensor([0.5, 0.25, 0.01]), "learned": None}
-kinds = pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES.keys())
+SLOPES = torch.tensor([0.5, 0.25, 0.01, 0.1])
+RULES = {
+    "alibi": AttentionRule(slopes=SLOPES),
+    "plain": AttentionRule(),
+    "window": AttentionRule(window=9),
+    "shared": AttentionRule(shared=2),
+    "shared-alibi": AttentionRule(shared=2, slopes=SLOPES),
+    "all-share-one-in-a-window": AttentionRule(shared=4, window=66),
+}
+HEADS = 4
+kinds = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
-def softmax_attention(query: Array, keys: Array, values: Array, first: int, slopes: torch.Tensor | None) -> Array:
-    """(T, H, D) of queries at places first … first+T, each over all keys (S, H, D) up to its own place."""
+def softmax_attention(query: Array, keys: Array, values: Array, first: int, rule: AttentionRule) -> Array:
+    """(T, H, D) of queries at places first … first+T, each over all keys (S, K, D) up to its own place."""
+    keys, values = (x.repeat(rule.shared, axis=1) for x in (keys, values))
     scores = np.einsum("thd,shd->hts", query, keys) / np.sqrt(query.shape[-1])
     places, seen = np.arange(first, first + len(query))[:, None], np.arange(len(keys))[None]
-    if slopes is not None:
-        scores = scores + slopes.double().numpy()[:, None, None] * (seen - places)
-    weights = np.where(seen <= places, np.exp(scores - scores.max()), 0)
+    if rule.slopes is not None:
+        scores = scores + rule.slopes.double().numpy()[:, None, None] * (seen - places)
+    visible = (seen <= places) & (seen > places - (rule.window or np.inf))
+    weights = np.where(visible, np.exp(scores - scores.max()), 0)
     return np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), values)
 
 
-def random_qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
+def random_qkv(tokens: int, rule: AttentionRule, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(tokens, 3, 8, generator=generator) for _ in range(3)]
+    heads = (HEADS, HEADS // rule.shared, HEADS // rule.shared)
+    return [torch.randn(tokens, count, 8, generator=generator) for count in heads]
 
 
 def expect(actual: torch.Tensor, expected: Array) -> None:
@@ -34,36 +46,49 @@ def expect(actual: torch.Tensor, expected: Array) -> None:
 
 
 @kinds
-def test_causal_attention_equals_softmax_in_float64(slopes: torch.Tensor | None) -> None:
-    query, key, value = random_qkv(70)
-    bias = position_bias(torch.arange(70)[None], torch.arange(70), AttentionRule(slopes=slopes))
+def test_causal_attention_equals_softmax_in_float64(rule: AttentionRule) -> None:
+    query, key, value = random_qkv(70, rule)
+    bias = position_bias(torch.arange(70)[None], torch.arange(70), rule)
     out = attend_causal(query[None], key[None], value[None], bias)[0]
-    expect(out, softmax_attention(*(x.double().numpy() for x in (query, key, value)), 0, slopes))
+    expect(out, softmax_attention(*(x.double().numpy() for x in (query, key, value)), 0, rule))
 
 
 @kinds
 @pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("spans", [[(0, 70)], [(69, 1)], [(3, 1), (64, 1), (127, 1)], [(0, 5), (60, 8), (100, 5)]])
+@pytest.mark.parametrize(
+    "spans", [[(0, 70)], [(69, 1)], [(127, 1)], [(3, 1), (64, 1), (127, 1)], [(0, 5), (60, 8), (100, 5)]]
+)
 def test_block_attention_equals_softmax_in_float64(
-    slopes: torch.Tensor | None, spans: list[tuple[int, int]], together: bool
+    rule: AttentionRule, spans: list[tuple[int, int]], together: bool
 ) -> None:
-    pool = torch.full((2, 9, BLOCK, 3, 8), torch.nan)
+    heads = HEADS // rule.shared
+    pool = torch.full((2, 9, BLOCK, heads, 8), torch.nan)
     tables = [(7, 2), (3, 5), (8, 0)]
     queries, expected, work = [], [], []
     for index, (start, length) in enumerate(spans):
         blocks, end = tables[index], start + length
-        query, key, value = random_qkv(end, index)
+        query, key, value = random_qkv(end, rule, index)
         for cached, x in zip(pool, (key, value), strict=True):
-            whole = torch.zeros(2 * BLOCK, 3, 8)
+            whole = torch.zeros(2 * BLOCK, heads, 8)
             whole[:end] = x
             cached[list(blocks)] = whole.unflatten(0, (2, BLOCK))
         queries.append(query[start:])
-        expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, slopes))
+        expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, rule))
         work.append(Span(start, length, blocks))
-    out = attend_blocks(
-        torch.cat(queries), *pool, group_spans(work, AttentionRule(slopes=slopes), CPU, together=together)
-    )
+    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, rule, CPU, together=together))
     expect(out, np.concatenate(expected))
+
+
+def test_blocks_that_have_left_the_window_are_not_read() -> None:
+    """They may belong to somebody else by now, whatever is in them."""
+    rule = AttentionRule(window=BLOCK)
+
+    def blocks(start: int) -> object:
+        return group_spans([Span(start, 1, (5, 6, 7))], rule, CPU, together=False)[0].blocks
+
+    assert blocks(2 * BLOCK - 2) == slice(5, 7)
+    assert blocks(2 * BLOCK - 1) == slice(6, 7)  # the window is exactly the second block
+    assert blocks(2 * BLOCK) == slice(6, 8)
 
 
 def test_bias_is_slope_times_distance_and_hides_the_future() -> None:
@@ -99,7 +124,7 @@ def test_consecutive_blocks_are_not_gathered() -> None:
 
 
 @kinds
-def test_causal_attention_has_the_gradient_of_softmax(slopes: torch.Tensor | None) -> None:
-    inputs = [x[None].double().requires_grad_() for x in random_qkv(6)]
-    bias = position_bias(torch.arange(6)[None], torch.arange(6), AttentionRule(slopes=slopes)).double()
+def test_causal_attention_has_the_gradient_of_softmax(rule: AttentionRule) -> None:
+    inputs = [x[None].double().requires_grad_() for x in random_qkv(6, rule)]
+    bias = position_bias(torch.arange(6)[None], torch.arange(6), rule).double()
     assert torch.autograd.gradcheck(lambda q, k, v: attend_causal(q, k, v, bias), inputs)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bloomery.families import reorders
+from bloomery.families import FAMILIES, reorders
+from bloomery.families.llama import LLAMA
 from bloomery.model import attention, cache, decoder, mlp
 from bloomery.ops import attention as ops
 from bloomery.ops.position import AttentionRule
@@ -142,6 +143,163 @@ def head_tied_though_it_is_not(patch: Patch) -> None:
     patch.setattr(decoder.Decoder, "logits", tied)
 
 
+def config_with(**changed: object) -> Callable[[Patch], None]:
+    """As if these fields had not been read."""
+
+    def apply(patch: Patch) -> None:
+        init = decoder.Decoder.__init__
+        patch.setattr(decoder.Decoder, "__init__", lambda self, config: init(self, replace(config, **changed)))
+
+    return apply
+
+
+def rotary_with(**changed: object) -> Callable[[Patch], None]:
+    def apply(patch: Patch) -> None:
+        init = decoder.Rotary.__init__
+        patch.setattr(decoder.Rotary, "__init__", lambda self, config: init(self, replace(config, **changed)))
+
+    return apply
+
+
+def positions_of_angles_off_by_one(patch: Patch) -> None:
+    """Every second token turned by one place too many: turning all of them changes nothing."""
+    forward = decoder.Rotary.forward
+    patch.setattr(decoder.Rotary, "forward", lambda self, places, dtype: forward(self, places + places % 2, dtype))
+
+
+def rotary_pairs_side_by_side(patch: Patch) -> None:
+    def interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        count = 2 * cos.shape[-1]
+        even, odd, rest = x[..., 0:count:2], x[..., 1:count:2], x[..., count:]
+        return torch.cat((torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2), rest), -1)
+
+    patch.setattr(attention, "rotate", interleaved)
+
+
+def only_queries_turned(patch: Patch) -> None:
+    rotate, calls = attention.rotate, iter(range(10**9))
+    patch.setattr(attention, "rotate", lambda x, *angles: x if next(calls) % 2 else rotate(x, *angles))
+
+
+def frequencies_rounded_to_bf16(patch: Patch) -> None:
+    frequencies = decoder.rotary_frequencies
+    patch.setattr(decoder, "rotary_frequencies", lambda *args: frequencies(*args).bfloat16().float())
+
+
+def window_one_too_wide(patch: Patch) -> None:
+    bias = ops.position_bias
+    patch.setattr(ops, "position_bias", lambda q, k, rule: bias(q, k, replace(rule, window=rule.window + 1)))
+
+
+def one_block_too_many_skipped(patch: Patch) -> None:
+    group = ops._group
+
+    def narrow(members: object, length: int, rule: AttentionRule, device: torch.device) -> ops.Group:
+        assert rule.window is not None
+        return group(members, length, replace(rule, window=max(1, rule.window - ops.BLOCK)), device)
+
+    patch.setattr(ops, "_group", narrow)
+
+
+def heads_dealt_round_in_turn(patch: Patch) -> None:
+    """Queries 0, 2, 4 to the first key and 1, 3, 5 to the second."""
+    attend = ops._attend
+
+    def dealt(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        shared = query.shape[2] // key.shape[2]
+        order = torch.arange(query.shape[2]).view(shared, -1).T.flatten()
+        out = torch.empty_like(query)
+        out[:, :, order] = attend(query[:, :, order], key, value, bias)
+        return out
+
+    patch.setattr(ops, "_attend", dealt)
+
+
+def alibi_not_rounded(patch: Patch) -> None:
+    bias = ops.position_bias
+
+    def fine(queries: Tensor, keys: Tensor, rule: AttentionRule) -> Tensor:
+        assert rule.slopes is not None
+        exact = replace(rule, coarse_scale=None, slopes=rule.slopes * rule.coarse_scale)
+        return bias(queries, keys, exact)
+
+    patch.setattr(ops, "position_bias", fine)
+
+
+def mean_subtracted(patch: Patch) -> None:
+    forward = torch.nn.RMSNorm.forward
+    patch.setattr(torch.nn.RMSNorm, "forward", lambda self, x: forward(self, x - x.mean(-1, keepdim=True)))
+
+
+def gate_and_up_swapped(patch: Patch) -> None:
+    def forward(self: mlp.Mlp, x: Tensor) -> Tensor:
+        assert self.gate is not None
+        return self.down(self.activation(self.up(x)) * self.gate(x))
+
+    patch.setattr(mlp.Mlp, "forward", forward)
+
+
+def experts(choose: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> Callable[[Patch], None]:
+    """Other weights or another choice, given all logits of the router."""
+
+    def forward(self: mlp.Experts, x: Tensor) -> Tensor:
+        weights, chosen = choose(self.router(x), self.per_token)
+        every = torch.stack([expert(x) for expert in self.experts], 1)  # (N, experts, E)
+        picked = every.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
+        return (picked * weights[..., None]).sum(1)
+
+    return lambda patch: patch.setattr(mlp.Experts, "forward", forward)
+
+
+def weights_of_all_experts(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    odds, chosen = logits.softmax(-1).topk(count)
+    return odds, chosen  # not made to sum to one
+
+
+def equal_weights(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    chosen = logits.topk(count).indices
+    return torch.full(chosen.shape, 1 / count), chosen
+
+
+def the_best_expert_alone(logits: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    return torch.ones(len(logits), 1), logits.topk(1).indices
+
+
+def the_weights_as_they_should_be(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    best, chosen = logits.topk(count)
+    return best.softmax(-1), chosen
+
+
+def qkv_one_after_the_other(patch: Patch) -> None:
+    """The parts written as they come, not by key-value group. A Reorder holds its functions, so it is what changes."""
+    (rule,) = [rule for rule in LLAMA.rules if rule.ours.endswith("attn.qkv.weight")]
+    joined = rule.reorder._replace(to_ours=lambda parts, config: torch.cat(parts))
+    rules = tuple(rule._replace(reorder=joined) if r is rule else r for r in LLAMA.rules)
+    patch.setitem(FAMILIES, "llama", replace(LLAMA, rules=rules))
+
+
+def head_bias_dropped(patch: Patch) -> None:
+    patch.setattr(decoder.Decoder, "logits", lambda self, hidden: functional.linear(hidden, self.head.weight))
+
+
+def second_norm_from_the_wrong_place(patch: Patch) -> None:
+    """Parallel blocks whose feed-forward half reads what attention has already been added to."""
+
+    def forward(self: decoder.Block, x: Tensor, angles: attention.Angles | None, attend: attention.Attend) -> Tensor:
+        attended = self.attn(self.norm1(x), angles, attend)
+        normed = self.norm1(x + attended) if self.residual == "parallel_one_norm" else self.norm2(x + attended)
+        return x + attended + self.mlp(normed)
+
+    patch.setattr(decoder.Block, "forward", forward)
+
+
+def both_halves_at_once(patch: Patch) -> None:
+    def forward(self: decoder.Block, x: Tensor, angles: attention.Angles | None, attend: attention.Attend) -> Tensor:
+        return x + self.attn(self.norm1(x), angles, attend) + self.mlp(self.norm2(x))
+
+    patch.setattr(decoder.Block, "forward", forward)
+
+
 MUTATIONS = [
     ("gpt2-tanh", positions_off_by_one),
     ("gpt2-tanh", key_written_one_place_late),
@@ -171,6 +329,39 @@ MUTATIONS = [
     ("gpt2-gelu", gelu_tanh),
     ("gpt2-tanh", qkv_not_regrouped),
     ("gpt2-relu-untied", head_tied_though_it_is_not),
+    ("llama-multi-head", rotary_pairs_side_by_side),
+    ("llama-multi-head", only_queries_turned),
+    ("llama-multi-head", frequencies_rounded_to_bf16),
+    ("llama-multi-head", mean_subtracted),
+    ("llama-multi-head", config_with(norm_eps=1e-6)),
+    ("llama-multi-head", gate_and_up_swapped),
+    ("llama-multi-head", config_with(activation="gelu")),
+    ("llama-multi-head", positions_of_angles_off_by_one),
+    ("llama-grouped-scaled", rotary_with(theta=1000.0)),
+    ("llama-grouped-scaled", rotary_with(scaling="none")),
+    ("llama-grouped-scaled", rotary_with(scaling="linear")),
+    ("llama-grouped-scaled", rotary_with(original_max_seq_len=64)),
+    ("llama-grouped-scaled", rotary_with(high_freq_factor=2.0)),
+    ("llama-grouped-scaled", rotary_with(low_freq_factor=2.0)),
+    ("llama-grouped-scaled", heads_dealt_round_in_turn),
+    ("llama-grouped-scaled", qkv_one_after_the_other),
+    ("llama-biased-linear", rotary_with(factor=1.0)),
+    ("mistral-window", config_with(sliding_window=None)),
+    ("mistral-window", window_one_too_wide),
+    ("mistral-window", one_block_too_many_skipped),
+    ("mixtral-2-of-4", experts(weights_of_all_experts)),
+    ("mixtral-2-of-4", experts(equal_weights)),
+    ("mixtral-2-of-4", experts(the_best_expert_alone)),
+    ("falcon-40b-like", second_norm_from_the_wrong_place),
+    ("falcon-7b-like", second_norm_from_the_wrong_place),
+    ("falcon-40b-like", heads_dealt_round_in_turn),
+    ("falcon-rw-like", alibi_not_rounded),
+    ("falcon-rw-like", both_halves_at_once),
+    ("phi-partial", rotary_with(dims=20)),
+    ("phi-partial", head_bias_dropped),
+    ("phi-grouped", heads_dealt_round_in_turn),
+    ("starcoder-multi-head", swapped(1, 2)),
+    ("starcoder-multi-query", gelu_exact),
 ]
 
 
@@ -188,3 +379,9 @@ def test_mistakes_in_swapped_order_are_no_mistakes(bloom: Tiny, monkeypatch: Pat
     """The way in which they are made is not itself what fails: swapping a tensor with itself changes nothing."""
     swapped(1, 1)(monkeypatch)
     check(bloom)
+
+
+def test_experts_computed_in_another_way_are_no_mistake(tiny: Callable[[str], Tiny], monkeypatch: Patch) -> None:
+    """All of them, then the chosen, weighted by a softmax over their logits alone, which is the same."""
+    experts(the_weights_as_they_should_be)(monkeypatch)
+    check(tiny("mixtral-2-of-4"))

@@ -8,7 +8,7 @@ from drive import alone, assert_parity, load, one_row, step, uncached_greedy, un
 from tiny import GREEDY_STEPS, PROMPT_LENGTHS, Tiny
 
 
-@pytest.mark.parametrize("length", [*PROMPT_LENGTHS, 256])
+@pytest.mark.parametrize("length", [*PROMPT_LENGTHS, 256, 300])
 def test_prompt_logits_equal_transformers(checkpoint: Tiny, length: int) -> None:
     decoder = load(checkpoint.path)
     ids = checkpoint.prompt(length)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bloomery.errors import CheckpointError
 from bloomery.families.llama import BUFFERS, FRAME, common_sizes, common_words
 from bloomery.families.rules import Family, Raw, Rule
 from bloomery.families.words import require
@@ -9,10 +10,13 @@ from bloomery.model.config import DecoderConfig
 
 
 def to_config(raw: Raw) -> DecoderConfig:
+    experts = require(raw, "num_local_experts", "num_experts")
+    if experts < 2:
+        raise CheckpointError(f"config.json has num_local_experts = {experts}: it must be 2 or more")
     return DecoderConfig(
         **common_sizes(DEFAULTS | dict(raw)),
         sliding_window=raw.get("sliding_window"),
-        num_experts=require(raw, "num_local_experts", "num_experts"),
+        num_experts=experts,
         experts_per_token=require(raw, "num_experts_per_tok"),
     )
 

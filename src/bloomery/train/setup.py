@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 from tokenizers import Tokenizer
 
-from bloomery.errors import UsageError
+from bloomery.errors import CheckpointError, UsageError
 from bloomery.families import FAMILIES, Family
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
@@ -94,7 +94,7 @@ def build_decoder(shape: ModelShape, family: Family, seed: int) -> Decoder:
     """A decoder with first weights.
 
     Raises:
-        UsageError: the memory does not hold it.
+        UsageError: the memory does not hold it, or the family needs more than sizes.
     """
     sizes = DecoderConfig(
         vocab_size=shape.vocab_size,
@@ -109,7 +109,10 @@ def build_decoder(shape: ModelShape, family: Family, seed: int) -> Decoder:
     )
     # Written and read back in the family's words, the sizes stay and everything else becomes what the family has:
     # its kind of positions, its norms, its activation.
-    config = family.to_config(family.from_config(sizes))
+    try:
+        config = family.to_config(family.from_config(sizes))
+    except CheckpointError as error:
+        raise UsageError(f"a {family.name} cannot be made from a recipe's sizes alone ({error})") from None
     try:
         decoder = Decoder(config)
     except (RuntimeError, MemoryError):
