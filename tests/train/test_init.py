@@ -31,7 +31,7 @@ def test_deviations_follow_the_kind_of_parameter(family: str) -> None:
 
 
 def test_a_family_that_needs_more_than_sizes_is_refused() -> None:
-    with pytest.raises(UsageError, match="a mixtral cannot be made from a recipe's sizes alone .*must be 2 or more"):
+    with pytest.raises(UsageError, match=r"a mixtral cannot be made from a recipe's sizes alone .*must be 2 or more"):
         build_decoder(SHAPE, FAMILIES["mixtral"], 0)
 
 
