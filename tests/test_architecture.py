@@ -71,15 +71,15 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def environment_is_read_in_three_places(path: str, tree: ast.Module, text: str) -> Iterator[str]:
-    if path in ("settings.py", "devices.py", "parallel/launch.py"):
+def environment_is_read_in_four_places(path: str, tree: ast.Module, text: str) -> Iterator[str]:
+    if path in ("environment.py", "settings.py", "devices.py", "parallel/launch.py"):
         return
     names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
     for node in ast.walk(tree):
         through_os = isinstance(node, ast.Attribute) and node.attr in names and dotted(node.value) == "os"
         taken_out = isinstance(node, ast.ImportFrom) and node.module == "os" and names & {a.name for a in node.names}
         if through_os or taken_out:
-            yield f"line {node.lineno}: the environment is read in settings, devices and parallel/launch only"
+            yield f"line {node.lineno}: only environment, settings, devices and parallel/launch read the environment"
 
 
 def small(path: str, tree: ast.Module, text: str) -> Iterator[str]:
@@ -106,7 +106,7 @@ RULES: list[Rule] = [
     no_global,
     no_family_name,
     model_knows_no_ranks,
-    environment_is_read_in_three_places,
+    environment_is_read_in_four_places,
     small,
     says_what_it_owns,
     has_a_name,
@@ -138,9 +138,9 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (model_knows_no_ranks, "model/a.py", "from torch import distributed"),
     (model_knows_no_ranks, "model/a.py", "from torch.distributed.tensor import DTensor"),
     (model_knows_no_ranks, "model/a.py", "import torch\ntorch.distributed.barrier()"),
-    (environment_is_read_in_three_places, "cli/a.py", "import os\nos.environ['X']"),
-    (environment_is_read_in_three_places, "cli/a.py", "import os\nos.getenv('X')"),
-    (environment_is_read_in_three_places, "cli/a.py", "from os import environ"),
+    (environment_is_read_in_four_places, "cli/a.py", "import os\nos.environ['X']"),
+    (environment_is_read_in_four_places, "cli/a.py", "import os\nos.getenv('X')"),
+    (environment_is_read_in_four_places, "cli/a.py", "from os import environ"),
     (small, "a.py", "x = 1\n" * 321),
     (small, "a.py", "def f():\n" + "    x = 1\n" * 60),
     (says_what_it_owns, "a.py", "import os"),
@@ -161,8 +161,8 @@ KEEPS: list[tuple[Rule, str, str]] = [
     (no_family_name, "cli/a.py", "print('runs BLOOM and GPT-2')"),
     (no_family_name, "families/bloom.py", "NAME = 'bloom'"),
     (model_knows_no_ranks, "parallel/a.py", "import torch.distributed"),
-    (environment_is_read_in_three_places, "settings.py", "import os\nos.environ['X']"),
-    (environment_is_read_in_three_places, "a.py", "import os\nos.replace('a', 'b')"),
+    (environment_is_read_in_four_places, "settings.py", "import os\nos.environ['X']"),
+    (environment_is_read_in_four_places, "a.py", "import os\nos.replace('a', 'b')"),
 ]
 
 

@@ -1,6 +1,6 @@
 """One way from dataclass to options: default < recipe (TOML) < environment < command line. Knows no verb.
 
-The environment is read here, in `devices` and in `parallel/launch` only.
+The environment is read here, in `environment`, `devices` and `parallel/launch` only.
 """
 
 import os
@@ -16,9 +16,8 @@ import tomli_w
 from cyclopts import App, Parameter
 from cyclopts.config import Dict, Env
 
+from bloomery.environment import PREFIX
 from bloomery.errors import UsageError
-
-PREFIX = "BLOOMERY_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,9 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
     """Resolve a verb's options.
 
     Args:
-        positional: the field that words without a dash go into: all of them when it is a tuple, else one. A recipe
-            stands first, since the other options depend on it.
+        positional: the field that words without a dash go into: all of them when it is a tuple, else one; or several
+            fields, with spaces between them, in the order of their words. A recipe stands first, since the other
+            options depend on it.
 
     Returns: the options, or None when help was asked for and printed.
 
@@ -69,10 +69,9 @@ def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: st
         return None
     words, resolved = result
     named = argv[: argv.index("--")] if "--" in argv else argv
-    if words and any(word.partition("=")[0] == f"--{positional}" for word in named):
-        raise UsageError(
-            f"{positional}: '{words[0]}' stands beside --{positional}: give all of it in one of these ways"
-        )
+    for field, word in zip(positional.split(), words, strict=False):
+        if any(option.partition("=")[0] == f"--{field}" for option in named):
+            raise UsageError(f"{field}: '{word}' stands beside --{field}: give all of it in one of these ways")
     return _place_words(words, resolved, name, positional)
 
 
@@ -91,8 +90,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def as_recipe(options: VerbOptions) -> str:
-    """The options as TOML, readable again by `parse`."""
-    return tomli_w.dumps(_tables(options, leave_out=("recipe", "print_config")))
+    """The options as TOML, readable again by `parse`. A token is a secret and stays out of it."""
+    return tomli_w.dumps(_tables(options, leave_out=("recipe", "print_config", "token")))
 
 
 def check_environment(known: Iterable[type[VerbOptions]]) -> None:
@@ -113,14 +112,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean '{near[0]}'?" if near else ""
 
 
-def cache_dir() -> Path:
-    """Where measurements are kept between runs: BLOOMERY_CACHE_DIR, or the user's cache folder."""
-    chosen = os.environ.get(PREFIX + "CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bloomery"
-
-
 def _app(options: type[VerbOptions], name: str, summary: str, positional: str, recipe: str | None) -> App:
     """A command line for one verb, which returns the words without a dash and the options."""
     app = App(
@@ -139,7 +130,8 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
         return words, options
 
     # cyclopts reads a signature; ours is only known now.
-    verb.__annotations__["words"] = Annotated[str, Parameter(help=f"The same as --{positional}.")]
+    same = " and ".join(f"--{field}" for field in positional.split())
+    verb.__annotations__["words"] = Annotated[str, Parameter(help=f"The same as {same}.")]
     verb.__annotations__["options"] = Annotated[options, Parameter(name="*")]
     if not any(_required(options)):
         verb.__kwdefaults__ = {"options": options()}
@@ -193,12 +185,13 @@ def _find_recipe(argv: list[str]) -> str | None:
 def _place_words(words: tuple[str, ...], options: Options, name: str, positional: str) -> Options:
     if not words:
         return options
-    default = next(field for field in fields(options) if field.name == positional)
+    names = positional.split()
+    default = next(field for field in fields(options) if field.name == names[0])
     if default.default is not MISSING and isinstance(default.default, tuple):
         return replace(options, **cast(Any, {positional: words}))
-    if len(words) > 1 or positional == "recipe":
-        raise UsageError(f"bloomery {name} takes one {positional}: '{words[-1]}' is too many")
-    return replace(options, **cast(Any, {positional: words[0]}))
+    if len(words) > len(names) or positional == "recipe":
+        raise UsageError(f"bloomery {name} takes one {' and one '.join(names)}: '{words[-1]}' is too many")
+    return replace(options, **cast(Any, dict(zip(names, words, strict=False))))
 
 
 def _tables(options: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
