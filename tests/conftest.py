@@ -1,7 +1,8 @@
-"""What every test may ask for: tiny checkpoints of each family, saved once a session. Knows no test."""
+"""What every test may ask for: tiny checkpoints of each family, saved once a session; what is logged. Knows no test."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from bloomery.log import logger
 from tiny import SHAPES, Tiny, build
 
 transformers.logging.set_verbosity_error()
@@ -53,3 +55,17 @@ def gpt2(tiny: Callable[[str], Tiny]) -> Tiny:
 def either(request: pytest.FixtureRequest, tiny: Callable[[str], Tiny]) -> Tiny:
     """One checkpoint of each family in turn, where the shape does not matter."""
     return tiny(request.param)
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What bloomery's logger says, whether or not somebody has configured it."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield said
+    logger.setLevel(level)
+    logger.removeHandler(handler)

@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bloomery.checkpoint.files import MappedFile, PickledFile
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.errors import CheckpointError
@@ -275,3 +277,60 @@ def test_json_nested_without_end_is_refused(source: Source) -> None:
     folder = source.write()
     (folder / "config.json").write_text("[" * 100_000)
     refused(folder, "config.json", "fetch")
+
+
+@single_file
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.float64])
+def test_dtype_that_no_model_is_run_in_is_named(source: Source, kind: str, dtype: torch.dtype) -> None:
+    if kind == "old-bin" and dtype == torch.float8_e4m3fn:
+        pytest.skip("the format is older than fp8")
+    source.tensors[fused(source)] = source.tensors[fused(source)].to(dtype)
+    refused(source.write(kind), fused(source), SINGLE[kind], str(dtype).removeprefix("torch."), "fp32, fp16 or bf16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_tensor_is_checked_before_the_first_is_read(
+    source: Source, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.tensors[NORM] = source.tensors[NORM].to(torch.float64)
+    folder = source.write(kind)
+
+    def read(self: object, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read")
+
+    for file in (MappedFile, PickledFile):
+        monkeypatch.setattr(file, "read", read)
+    refused(folder, NORM, "float64")
+
+
+def test_name_that_no_line_can_show_is_shown_all_the_same(source: Source) -> None:
+    source.tensors["transformer.two\nlines\x1b[2J"] = torch.ones(2)
+    refused(source.write(), r"transformer.two\nlines\x1b[2J")
+
+
+LIES = {
+    "repeated": lambda tensor: torch.zeros(1).expand(tensor.shape),
+    "meta": lambda tensor: tensor.to("meta"),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says of each of these kinds that it may change
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("kind", ["bin", "old-bin"])
+def test_pickled_tensor_that_holds_fewer_numbers_than_it_claims_is_refused(source: Source, kind: str, lie: str) -> None:
+    """A few bytes of file would become any amount of memory, or nothing would be loaded at all."""
+    source.tensors[fused(source)] = LIES[lie](source.tensors[fused(source)])
+    refused(source.write(kind), "pytorch_model.bin", "safetensors")
+
+
+def test_pickled_storage_beyond_the_file_is_refused(source: Source) -> None:
+    """The pickle claims a storage of 2^40 numbers; the record it names has a few."""
+    folder = source.write("bin")
+    torch.save({NORM: torch.ones(70000)}, folder / "pytorch_model.bin")
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    claim = struct.pack("<i", 70000)
+    assert whole.count(b"J" + claim) == 2  # of the storage, and of the tensor
+    (folder / "pytorch_model.bin").write_bytes(whole.replace(b"J" + claim, b"J" + struct.pack("<i", 2**31 - 1)))
+    refused(folder, "pytorch_model.bin", "fetch")

@@ -5,51 +5,129 @@ Nothing but tensors is ever taken from a file.
 
 import ctypes
 import mmap
+import os
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bloomery.checkpoint.header import Kind, read_header, shown
+from bloomery.checkpoint.paths import open_regular
 from bloomery.errors import CheckpointError
 from bloomery.log import logger
 
+NO_RESERVE = 0x4000
+"""MAP_NORESERVE of Linux, which `mmap` has no word for before Python 3.13."""
 
-class WeightFile:
-    """One weight file: names, and tensors by name."""
+
+class WeightFile(Protocol):
+    """One weight file: names, what they stand for, and tensors by name."""
+
+    path: Path
+    names: list[str]
+
+    def kind(self, name: str) -> Kind:
+        """A tensor's dtype and shape, known before a byte of it is read."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU: a view of the mapped file where that is possible. What is written into it stays ours."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took, for one that has been copied or is not needed now.
+
+        A view of it keeps working: its numbers come from the file again. What was written into it is lost.
+        """
+        ...
+
+
+class MappedFile:
+    """A safetensors file: checked whole, mapped once.
+
+    Raises:
+        CheckpointError: it is damaged, or is no such file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = self._names()
-
-    def _names(self) -> list[str]:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                return list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} is damaged ({error}): fetch it again") from None
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                header = read_header(path, file, size)
+                self._map = _map(file.fileno(), size)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check it") from None
+        self.metadata = header.metadata
+        self._entries = header.entries
+        self.names = list(header.entries)
+        if any(entry.begin % entry.kind.dtype.itemsize for entry in header.entries.values()):
+            logger.info("%s: its tensors are not aligned and are copied, not mapped", path)
+
+    def kind(self, name: str) -> Kind:
+        return self._entries[name].kind
 
     def read(self, name: str) -> Tensor:
-        """A view of the mapped file. A mapping of its own: once the view is gone, so are its pages."""
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(name)
+        (dtype, shape), begin, end = self._entries[name]
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
+        numbers = torch.frombuffer(self._map, dtype=torch.uint8, count=end - begin, offset=begin)
+        if begin % dtype.itemsize:  # code for vectors may rely on numbers that begin where their size has them begin
+            numbers = numbers.clone()
+        return numbers.view(dtype).view(shape)
 
     def release(self, name: str) -> None:
-        """Forget what is not needed again."""
+        _, begin, end = self._entries[name]
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last and sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-class PickledFile(WeightFile):
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    """A whole file, private: torch must be able to write into its tensors, and the file must not see it."""
+    if sys.platform != "linux":
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    # Without the flag a file larger than the memory is refused, as if all of it were to be written to.
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=protection)
+
+
+class PickledFile:
     """An old `.bin` checkpoint: mapped when it is a zip file, read whole when it is older still. Never unpickled
     beyond tensors.
+
+    Raises:
+        CheckpointError: it is damaged, or holds something else than named tensors, such as code, which is not run.
     """
 
-    mapped = True
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mapped = True
+        self._tensors = self._checked()
+        self.names = list(self._tensors)
+        self._kinds = {name: Kind(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
-    def _names(self) -> list[str]:
+    def kind(self, name: str) -> Kind:
+        return self._kinds[name]
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            self._tensors = self._checked()
+        return self._tensors[name].detach()
+
+    def release(self, name: str) -> None:
+        if self.mapped:
+            _drop_pages(self._tensors[name])
+        else:
+            del self._tensors[name]
+
+    def _checked(self) -> dict[str, Tensor]:
         try:
+            open_regular(self.path).close()
             tensors = self._load()
         except UnpicklingError:  # torch's own words explain at length how to run the code
             raise CheckpointError(
@@ -62,8 +140,13 @@ class PickledFile(WeightFile):
         named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
         if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise CheckpointError(f"{self.path} holds something else than named tensors: fetch it as safetensors")
-        self.tensors: dict[str, Tensor] = tensors
-        return list(tensors)
+        for name, tensor in tensors.items():
+            if not _has_its_numbers(tensor):
+                raise CheckpointError(
+                    f"{self.path}: tensor {shown(name)} does not hold a number for each of its places: "
+                    "fetch it as safetensors"
+                )
+        return tensors
 
     def _load(self) -> Any:
         try:
@@ -75,13 +158,11 @@ class PickledFile(WeightFile):
         self.mapped = False
         return torch.load(self.path, map_location="cpu", weights_only=True)
 
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name].detach()
 
-    def release(self, name: str) -> None:
-        tensor = self.tensors.pop(name)
-        if self.mapped:
-            _drop_pages(tensor)
+def _has_its_numbers(tensor: Tensor) -> bool:
+    """Not so of tensors without storage, and of those that are large by repeating a few numbers."""
+    plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _drop_pages(tensor: Tensor) -> None:
@@ -97,4 +178,9 @@ def _drop_pages(tensor: Tensor) -> None:
 
 
 def open_file(path: Path) -> WeightFile:
-    return PickledFile(path) if path.suffix == ".bin" else WeightFile(path)
+    """A weight file of either kind.
+
+    Raises:
+        CheckpointError: it is damaged, or holds something else than tensors.
+    """
+    return PickledFile(path) if path.suffix == ".bin" else MappedFile(path)

@@ -1,0 +1,42 @@
+"""Numbers that are none: NaN and infinite weights, found tensor by tensor. Knows no file and no family."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from bloomery.checkpoint.tensors import Tensors
+
+CHUNK = 1 << 22
+"""Numbers looked at in one go: what is computed of them stays small beside the tensor."""
+
+
+class Flaw(NamedTuple):
+    """A tensor by our name that is not finite, and how many of its numbers are NaN or infinite."""
+
+    name: str
+    nan: int
+    infinite: int
+    total: int
+
+    def __str__(self) -> str:
+        found = [f"{count:,} {what}" for count, what in ((self.nan, "NaN"), (self.infinite, "infinite")) if count]
+        return f"tensor '{self.name}' is not finite: {' and '.join(found)} of {self.total:,} numbers"
+
+
+def find_flaws(tensors: Tensors, names: Iterable[str]) -> Iterator[Flaw]:
+    """Those of the tensors that hold NaN or infinite numbers. Every number is read, so this takes the disk's time.
+
+    Raises:
+        CheckpointError: a tensor cannot be read.
+    """
+    for name in names:
+        tensor = tensors.read(name)
+        nan = infinite = 0
+        for chunk in tensor.reshape(-1).split(CHUNK):
+            if not chunk.isfinite().all():
+                nan += int(chunk.isnan().sum())
+                infinite += int(chunk.isinf().sum())
+        total = tensor.numel()
+        del tensor
+        tensors.release(name)
+        if nan or infinite:
+            yield Flaw(name, nan, infinite, total)
