@@ -21,12 +21,14 @@ class PromptReader:
         tokenizer: None where the model has none; then prompts are ids.
         vocab_size: ids below this exist.
         context: most tokens of a prompt and its completion.
+        taken: tokens of the model's context that are not in it, because something stands before every text.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, context: int, taken: int = 0) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.context = context
+        self.also = f" (the adapter's virtual tokens take {taken} more)" if taken else ""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt of any length.
@@ -56,7 +58,7 @@ class PromptReader:
         """
         ids = self.encode(prompt)
         if len(ids) > self.context:
-            raise UsageError(f"{len(ids)} tokens do not fit the context of {self.context}: split the text")
+            raise UsageError(f"{len(ids)} tokens do not fit the context of {self.context}{self.also}: split the text")
         return ids
 
     def with_room_for(self, new: int, prompt: Prompt, truncate: Truncate | None) -> list[int]:
@@ -70,7 +72,7 @@ class PromptReader:
         room = self.context - new
         if room < 1:
             raise UsageError(
-                f"max_new_tokens {new} leaves no room for a prompt in a context of {self.context} tokens: "
+                f"max_new_tokens {new} leaves no room for a prompt in a context of {self.context} tokens{self.also}: "
                 f"ask for at most {self.context - 1}"
             )
         ids = self.encode(prompt)
@@ -79,7 +81,7 @@ class PromptReader:
         if truncate is None:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens, and {new} new ones leave room for {room} in the context of "
-                f"{self.context}: shorten it, lower max_new_tokens, or truncate it left or right"
+                f"{self.context}{self.also}: shorten it, lower max_new_tokens, or truncate it left or right"
             )
         return ids[-room:] if truncate == "left" else ids[:room]
 
