@@ -97,3 +97,16 @@ def test_buffers_of_masks_are_ignored_and_weights_are_not() -> None:
 
 def test_rule_without_reorder_means_the_same_bytes() -> None:
     assert Rule("a", "b").reorder is None
+
+
+def test_what_transposes_says_so(checkpoint: Tiny) -> None:
+    """Seen on a matrix with one column more, whose shape cannot be mistaken; adapters are told nothing else."""
+    family, config, _ = translated(checkpoint)
+    ours = layout.shapes(config)
+    for name, source in family.sources(config, ours).items():
+        if source.reorder is None or ours[name].dim() != 2:
+            continue
+        rows, columns = ours[name].shape
+        wider = torch.empty(rows, rows + columns, device="meta")
+        turned = {part.shape[0] == rows + columns for part in source.reorder.to_theirs(wider, config)}
+        assert turned == {source.reorder.transposes}, name

@@ -7,9 +7,12 @@ from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
 from bloomery.engine.scheduler import Scheduler
 from bloomery.errors import BloomeryError
-from bloomery.model.cache import KVCache, kv_dtype
+from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK
+
+MAX_STEP_TOKENS = 512
+"""Tokens of one step, unless another number is asked for."""
 
 
 @dataclass
@@ -25,17 +28,31 @@ class Engine:
     """Continuous batching over one decoder.
 
     Args:
-        max_seq_len: positions of one request, at most the model's.
+        max_seq_len: positions of one request, those of the beginning included, at most the model's.
         max_batch_size: requests that run at once; more wait in order.
         max_step_tokens: most tokens of one step: longer prompts run in chunks.
+        beginning: what stands before the tokens of every request, which know nothing of it.
     """
 
-    def __init__(self, decoder: Decoder, *, max_seq_len: int, max_batch_size: int, max_step_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_seq_len: int,
+        max_batch_size: int,
+        max_step_tokens: int = MAX_STEP_TOKENS,
+        beginning: Beginning | None = None,
+    ) -> None:
         blocks = max_batch_size * -(-max_seq_len // BLOCK)
         cache = KVCache(decoder.config, blocks, kv_dtype(decoder.dtype, decoder.device), decoder.device)
         self.runner = Runner(decoder, cache)
+        self.beginning = beginning
         self.scheduler = Scheduler(
-            blocks=blocks, block=BLOCK, max_running=max_batch_size, max_step_tokens=max_step_tokens
+            blocks=blocks,
+            block=BLOCK,
+            max_running=max_batch_size,
+            max_step_tokens=max_step_tokens,
+            first=beginning.length if beginning else 0,
         )
         self.decoding = DecodeClock()
 
@@ -61,6 +78,10 @@ class Engine:
         for piece in work:
             piece.request.started = piece.request.started or began
         self.runner.cache.clear(fresh)
+        if self.beginning is not None:
+            for piece in work:
+                if piece.start == self.beginning.length:  # a request's first piece
+                    self.runner.cache.begin(piece.blocks, self.beginning)
         updates = [update for result in self.runner.run(work) if (update := self._accept(result))]
         for update in updates:
             if update.finish:

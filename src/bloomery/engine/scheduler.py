@@ -30,10 +30,12 @@ class Scheduler:
         block: positions of one block.
         max_running: requests that run at once.
         max_step_tokens: tokens of one step; a longer prompt is run in chunks beside what is decoding.
+        first: the position of a request's first token; those before it are filled by others.
     """
 
-    def __init__(self, *, blocks: int, block: int, max_running: int, max_step_tokens: int) -> None:
+    def __init__(self, *, blocks: int, block: int, max_running: int, max_step_tokens: int, first: int = 0) -> None:
         self.block = block
+        self.first = first
         self.total = blocks
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
@@ -49,7 +51,7 @@ class Scheduler:
         """
         if self._blocks_for(request) > self.total:
             raise UsageError(
-                f"a request of {request.strategy.positions} positions does not fit a cache of "
+                f"a request of {self.first + request.strategy.positions} positions does not fit a cache of "
                 f"{self.total * self.block}: shorten it or raise max_seq_len"
             )
         self.waiting.append(request)
@@ -83,7 +85,7 @@ class Scheduler:
             if count > len(self.free):
                 break
             request = self.waiting.popleft()
-            request.slot = Slot(self._allocate(count))
+            request.slot = Slot(self._allocate(count), self.first)
             self.running.append(request)
             fresh += request.slot.blocks
         return fresh
@@ -109,7 +111,7 @@ class Scheduler:
         return work
 
     def _blocks_for(self, request: Request) -> int:
-        return -(-request.strategy.positions // self.block)
+        return -(-(self.first + request.strategy.positions) // self.block)
 
 
 def _pending(request: Request) -> Row:

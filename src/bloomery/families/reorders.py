@@ -41,7 +41,9 @@ def _parts(x: Tensor, config: DecoderConfig) -> tuple[Tensor, ...]:
     return x.unflatten(0, (config.num_kv_heads, shared + 2, config.head_dim)).split((shared, 1, 1), dim=1)
 
 
-transposed = Reorder(lambda x, _: x[0].T, lambda x, _: [x.T])
+transposed = Reorder(lambda x, _: x[0].T, lambda x, _: [x.T], transposes=True)
 qkv_by_head = Reorder(lambda x, c: _split_fused(x[0], c), lambda x, c: [_join_fused(x, c)])
-qkv_by_head_transposed = Reorder(lambda x, c: _split_fused(x[0].T, c), lambda x, c: [_join_fused(x, c).T])
+qkv_by_head_transposed = Reorder(
+    lambda x, c: _split_fused(x[0].T, c), lambda x, c: [_join_fused(x, c).T], transposes=True
+)
 qkv_apart = Reorder(_join_apart, _split_apart)

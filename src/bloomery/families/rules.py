@@ -18,10 +18,11 @@ Raw = Mapping[str, Any]
 
 class Reorder(NamedTuple):
     """A rearrangement of the numbers of one or several of their tensors into one of ours, and its inverse. Neither
-    changes a value."""
+    changes a value. `transposes`: their matrices are [in, out], which their shapes do not say where both are equal."""
 
     to_ours: Callable[[list[Tensor], DecoderConfig], Tensor]
     to_theirs: Callable[[Tensor, DecoderConfig], list[Tensor]]
+    transposes: bool = False
 
 
 def _always(_: DecoderConfig) -> bool:

@@ -1,6 +1,7 @@
 """Keys and values: in blocks of a static pool for inference, nowhere for training. Knows no request and no slot."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,17 @@ def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What keys and values are kept in: fp32 on a CPU, where attention of one bf16 query takes torch 8 times as long
     as an fp32 one (docs/log.md); elsewhere what the model computes in."""
     return torch.float32 if device.type == "cpu" else dtype
+
+
+class Beginning(NamedTuple):
+    """Keys and values that every sequence begins with, the same for all: (L, N, K, D) each, of L layers."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[1]
 
 
 class KVCache:
@@ -44,6 +56,17 @@ class KVCache:
             self.keys.index_fill_(1, index, 0)
             self.values.index_fill_(1, index, 0)
 
+    def begin(self, blocks: tuple[int, ...], beginning: Beginning) -> None:
+        """Write a sequence's first positions, which have been computed before."""
+        places = torch.tensor(_places(blocks, 0, beginning.length), device=self.keys.device)
+        for pool, first in ((self.keys, beginning.keys), (self.values, beginning.values)):
+            pool.flatten(1, 2).index_copy_(1, places, first.to(pool.dtype))
+
+
+def _places(blocks: tuple[int, ...], start: int, length: int) -> list[int]:
+    """Where in the pool so many positions of a sequence are kept."""
+    return [blocks[position // BLOCK] * BLOCK + position % BLOCK for position in range(start, start + length)]
+
 
 class CachedAttention:
     """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all."""
@@ -53,11 +76,7 @@ class CachedAttention:
         device = cache.keys.device
         # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
         self.groups = group_spans(spans, rule, device, together=device.type != "cpu")
-        places = [
-            span.blocks[position // BLOCK] * BLOCK + position % BLOCK
-            for span in spans
-            for position in range(span.start, span.start + span.length)
-        ]
+        places = [place for span in spans for place in _places(span.blocks, span.start, span.length)]
         self.places = torch.tensor(places, device=device)  # (N,) where in the pool each new token is kept
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

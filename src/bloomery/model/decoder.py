@@ -27,9 +27,11 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps) if config.embed_norm else None
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:  # (N,), (N,) -> (N, E)
-        x = self.tokens(ids)
-        if self.positions is not None:
-            x = x + self.positions(positions)
+        return self.place(self.tokens(ids), positions)
+
+    def place(self, vectors: Tensor, positions: Tensor) -> Tensor:  # (N, E), (N,) -> (N, E)
+        """What becomes of token vectors, or of what stands in their place."""
+        x = vectors if self.positions is None else vectors + self.positions(positions)
         return x if self.norm is None else self.norm(x)
 
 
@@ -113,7 +115,10 @@ class Decoder(nn.Module):
 
         Returns: (W, E).
         """
-        x = self.embed(ids, positions)
+        return self.from_vectors(self.embed(ids, positions), positions, attend, wanted)
+
+    def from_vectors(self, x: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """As `forward`, from what the embedding gives: (N, E) -> (W, E)."""
         angles = None if self.rotary is None else self.rotary(positions, x.dtype)
         for block in self.blocks:
             x = block(x, angles, attend)
