@@ -1,4 +1,8 @@
-"""Which device and dtype to run on. Knows no model."""
+"""Which device and dtype to run on, and what memory is left there. Knows no model."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -40,3 +44,40 @@ def pick_dtype(name: str) -> torch.dtype | None:
 def threads() -> int:
     """CPU threads that a run uses."""
     return torch.get_num_threads()
+
+
+def memory_left(device: torch.device) -> int | None:
+    """Bytes that can still be taken on a device; None where the system does not say.
+
+    On a CPU under Linux: what the kernel could hand out without swapping, or less where a control group allows less.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    rooms = [1024 * value for value in _numbers(Path("/proc/meminfo"), "MemAvailable:")]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                rooms += _rooms(Path("/sys/fs/cgroup"), path, "memory.max", "memory.current", "file")
+            elif "memory" in controllers.split(","):
+                limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                rooms += _rooms(Path("/sys/fs/cgroup/memory"), path, limit, usage, "total_cache")
+    return max(0, min(rooms)) if rooms else None
+
+
+def _rooms(root: Path, path: str, limit: str, usage: str, cached: str) -> Iterator[int]:
+    """What a control group and those that it is in allow: their limits less what is in use and cannot be given back."""
+    group = root / path.lstrip("/")
+    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+        with suppress(OSError, ValueError):  # "max", or not shown to a container
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            yield most - used + sum(_numbers(folder / "memory.stat", cached))
+
+
+def _numbers(file: Path, name: str) -> Iterator[int]:
+    """The number behind a name in a file of lines."""
+    with suppress(OSError):
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if words[:1] == [name] and words[1].isdigit():
+                yield int(words[1])

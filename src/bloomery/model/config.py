@@ -13,6 +13,9 @@ Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 RotaryScaling = Literal["none", "linear", "by_wavelength"]
 
+MOST_BLOCKS = 20_000
+"""Experts of all layers: to make the modules of 2 billion, even without memory for their numbers, would never end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryConfig:
@@ -91,6 +94,10 @@ class DecoderConfig:
             small, large = getattr(self, part), getattr(self, whole)
             if small > large or (whole == "num_heads" and large % small):
                 raise CheckpointError(f"{whole} {large} and {part} {small} do not go together: check config.json")
+        if self.num_layers * self.num_experts > MOST_BLOCKS:
+            raise CheckpointError(
+                f"{self.num_layers} layers of {self.num_experts} experts are more than any model has: check config.json"
+            )
         if (self.positions == "rotary") != (self.rotary is not None):
             raise CheckpointError(f"positions are {self.positions}, but rotary is {self.rotary}: check config.json")
         if self.rotary is not None and self.rotary.dims > self.head_dim:

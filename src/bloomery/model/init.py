@@ -1,10 +1,10 @@
 """First weights of a decoder that is to be trained. Knows no optimizer and no file."""
 
 import math
+import re
 from zlib import crc32
 
 import torch
-from torch import nn
 
 from bloomery.model.decoder import Decoder
 
@@ -13,23 +13,35 @@ RESIDUAL = ("attn.out.weight", ".down.weight")
 """Matrices whose output is added to the residual stream."""
 
 
+NORM = re.compile(r"(^|\.)norm\d?\.weight$")
+
+
+def constant(name: str) -> float | None:
+    """What all numbers of a parameter are at first: 1 in norms, 0 in biases; None where they are random."""
+    if NORM.search(name):
+        return 1.0
+    return 0.0 if name.endswith("bias") else None
+
+
+def deviation(name: str, num_layers: int) -> float:
+    """Standard deviation of a matrix's first numbers: 0.02, but 0.02 / sqrt(2 * layers) in those that write to the
+    residual stream, so that its variance does not grow with depth (Radford et al. 2019, section 2.3)."""
+    return STD / math.sqrt(2 * num_layers) if name.endswith(RESIDUAL) else STD
+
+
 @torch.no_grad()
 def init_decoder_(decoder: Decoder, seed: int) -> None:
-    """Normal weights of deviation 0.02, unit norms, zero biases, in place.
+    """Normal weights around 0 (see `deviation`), unit norms, zero biases, in place.
 
-    Matrices that write to the residual stream get 0.02 / sqrt(2 * layers), so that its variance does not grow with
-    depth (Radford et al. 2019, section 2.3). A parameter's numbers depend on the seed and its name alone, not on what
-    was made before it: another order, or only a part of the model, gives the same.
+    A parameter's numbers depend on the seed and its name alone, not on what was made before it: another order, or only
+    a part of the model, gives the same.
     """
-    norms = {id(p) for m in decoder.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm) for p in (m.weight,)}
     for name, parameter in decoder.named_parameters():
-        if id(parameter) in norms:
-            parameter.fill_(1)
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            std = STD / math.sqrt(2 * decoder.config.num_layers) if name.endswith(RESIDUAL) else STD
-            # A CPU generator takes 32 bits of its seed, so seed and name are mixed into as many.
-            generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
-            numbers = torch.empty(parameter.shape, dtype=torch.float32)
-            parameter.copy_(numbers.normal_(0, std, generator=generator))
+        value = constant(name)
+        if value is not None:
+            parameter.fill_(value)
+            continue
+        # A CPU generator takes 32 bits of its seed, so seed and name are mixed into as many.
+        generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
+        numbers = torch.empty(parameter.shape, dtype=torch.float32)
+        parameter.copy_(numbers.normal_(0, deviation(name, decoder.config.num_layers), generator=generator))

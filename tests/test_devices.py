@@ -1,0 +1,42 @@
+"""Memory that is left is the machine's, or what a control group allows, whichever is less."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bloomery.devices import _rooms, memory_left
+
+V2 = ("memory.max", "memory.current", "file")
+
+
+def group(folder: Path, limit: str, used: int, cached: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(limit + "\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nfile {cached}\nfile_mapped 7\n")
+
+
+def test_group_leaves_its_limit_less_what_cannot_be_given_back(tmp_path: Path) -> None:
+    group(tmp_path / "a", "1000", 300, 100)
+    assert list(_rooms(tmp_path, "/a", *V2)) == [800]
+
+
+def test_groups_that_a_group_is_in_count_as_well(tmp_path: Path) -> None:
+    group(tmp_path / "a" / "b", "max", 300, 100)
+    group(tmp_path / "a", "500", 450, 0)
+    group(tmp_path, "2000", 450, 0)
+    assert sorted(_rooms(tmp_path, "/a/b", *V2)) == [50, 1550]
+
+
+def test_group_that_is_not_shown_allows_all(tmp_path: Path) -> None:
+    assert list(_rooms(tmp_path, "/elsewhere", *V2)) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_memory_left_here_is_some_and_not_more_than_there_is() -> None:
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    left = memory_left(torch.device("cpu"))
+    assert left is not None
+    assert 0 < left <= 1024 * int(total.split()[1])
