@@ -312,7 +312,7 @@ def test_a_damaged_tokenizer_is_refused(folder, tmp_path):
     shutil.copytree(folder, bad)
     (bad / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer"):
-        LLM(bad)
+        LLM(bad).generate("the cat")
 
 
 def test_a_tokenizers_own_truncation_and_padding_are_not_applied(folder, tmp_path):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from bloomery.errors import BloomeryError, CheckpointError, MissingExtra, UsageError
 
 if TYPE_CHECKING:
+    from bloomery.completion import Completion, Piece, Score
     from bloomery.engine.params import SamplingParams
-    from bloomery.llm import LLM, Completion, Piece, Score
+    from bloomery.llm import LLM
     from bloomery.model.config import DecoderConfig
 
 __version__ = "0.1.0"
@@ -27,9 +28,9 @@ __all__ = [
 
 _HOMES = {
     "LLM": "bloomery.llm",
-    "Completion": "bloomery.llm",
-    "Piece": "bloomery.llm",
-    "Score": "bloomery.llm",
+    "Completion": "bloomery.completion",
+    "Piece": "bloomery.completion",
+    "Score": "bloomery.completion",
     "SamplingParams": "bloomery.engine.params",
     "DecoderConfig": "bloomery.model.config",
 }

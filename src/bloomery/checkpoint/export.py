@@ -1,22 +1,38 @@
-"""A decoder -> a Hugging Face folder, the exact inverse of `load`. Knows nothing of training."""
+"""Our tensors -> a Hugging Face folder, one at a time: the exact inverse of reading one. Knows no training."""
 
-import ctypes
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import Tensor
 
+from bloomery.checkpoint.folder import Folder
+from bloomery.checkpoint.header import Kind
+from bloomery.checkpoint.origin import beside_weights
+from bloomery.checkpoint.place import refuse_without_room, replacing_folder, sync_folder
+from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.tensors import KnownTensors
+from bloomery.checkpoint.write import FileWriter, lay_out, write_bytes, write_json
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families.rules import Family
+from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
+from bloomery.model.layout import shapes
+
+SHARD_BYTES = 5_000_000_000
+"""Where a new file begins, as in Hugging Face's own folders."""
+
+Moved = Callable[[int], None]
+
+
+class Exported(NamedTuple):
+    """The written weights."""
+
+    files: tuple[str, ...]
+    size: int
 
 
 def export_decoder(
@@ -29,7 +45,7 @@ def export_decoder(
     generation: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json, model.safetensors and any more text `files` as one folder.
+    """Write config.json, generation_config.json, weights and any more text `files` as one folder.
 
     Args:
         dtype: that of the written weights; None keeps them as they are.
@@ -40,77 +56,176 @@ def export_decoder(
 
     Raises:
         UsageError: `target` holds something else than a model, which would be lost.
-        CheckpointError: the family has no words for this decoder, or the disk does not take it.
+        CheckpointError: the family has no words for this decoder, a number is too large for `dtype`, or the disk does
+            not take it.
     """
-    target = target.resolve()  # where a link points to, not the link, is replaced
-    if target.exists() and not _may_be_replaced(target):
-        raise UsageError(f"{target} is there and is not a model folder: choose a new or an empty folder")
     if family.to_config(family.from_config(decoder.config)) != decoder.config:
         raise CheckpointError(f"{target}: a {family.name} cannot be {decoder.config}: choose another family")
-    parameters = dict(decoder.named_parameters())
-    tensors = {}
-    for ours, source in family.sources(decoder.config, parameters).items():
-        parts = [parameters[ours].detach()]
-        if source.reorder is not None:
-            parts = source.reorder.to_theirs(parts[0], decoder.config)
-        for theirs, part in zip(source.theirs, parts, strict=True):
-            tensors[family.written(theirs)] = part.to(device="cpu", dtype=dtype).contiguous()
-    written = next(iter(tensors.values())).dtype
-    described = family.from_config(decoder.config) | {"dtype": str(written).removeprefix("torch.")} | dict(config or {})
-    try:
-        with replacing_folder(target) as folder:
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-            (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
-            write_json(folder / "config.json", described)
-            if generation is not None:
-                write_json(folder / "generation_config.json", generation)
-            for name, text in (files or {}).items():
-                (folder / name).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target} cannot be written ({error}): choose another place or make room") from error
+    tensors = _DecoderTensors(decoder, dtype)
+    described = family.from_config(decoder.config) | {"dtype": dtype_name(tensors.dtype)} | dict(config or {})
+    more = {"config.json": _as_json(described)}
+    if generation is not None:
+        more["generation_config.json"] = _as_json(generation)
+    more |= {name: text.encode() for name, text in (files or {}).items()}
+    _Export(tensors, family, decoder.config, "the model", SHARD_BYTES).write(target, more, lambda count: None)
+
+
+def export_folder(
+    folder: Folder,
+    target: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    begun: Callable[[int, int], None] = lambda total, kept: None,
+    moved: Moved = lambda count: None,
+) -> Exported:
+    """Write a Hugging Face folder from another, or from a store: what that was made from, bit for bit.
+
+    Tensors that hold no weights, and second copies of a tied head, are left out. The configuration and the files beside
+    the weights stay as they are; only where a store was given another dtype, config.json says so.
+
+    Args:
+        begun: is told the bytes of all weights, and that none are written.
+        moved: is told how many bytes have been written since it was last told.
+
+    Raises:
+        UsageError: `target` holds something else than a model, which would be lost.
+        CheckpointError: a tensor cannot be read, or the disk does not take it.
+    """
+    beside = {name: file.read_bytes() for name, file in beside_weights(folder.path).items()}
+    if folder.manifest is not None:
+        beside["config.json"] = _with_dtype(folder.raw, beside["config.json"], folder.manifest.dtype)
+    work = _Export(open_tensors(folder), folder.family, folder.config, str(folder.path), shard_bytes)
+    begun(work.size, 0)
+    return work.write(target, beside, moved)
+
+
+def _with_dtype(raw: Mapping[str, Any], text: bytes, dtype: str) -> bytes:
+    """A config.json that does not claim another dtype than the weights have: whoever reads it would convert them."""
+    other = {key: dtype for key in ("dtype", "torch_dtype") if raw.get(key) not in (None, dtype, f"torch.{dtype}")}
+    return _as_json(dict(raw) | other) if other else text
+
+
+def _as_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+class _DecoderTensors:
+    """`KnownTensors` of a decoder in memory."""
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype | None) -> None:
+        self.parameters = dict(decoder.named_parameters())
+        self.dtype = dtype or decoder.dtype
+        self.kept = dtype is None
+
+    def read(self, name: str) -> Tensor:
+        return self.parameters[name].detach()
+
+    def release(self, name: str) -> None:
+        """Memory stays the decoder's."""
+
+    def kind(self, name: str) -> Kind:
+        tensor = self.parameters[name]
+        return Kind(tensor.dtype if self.kept else self.dtype, tuple(tensor.shape))
+
+
+class _Part(NamedTuple):
+    """One of our tensors, and what it is written as: their full names, dtypes and shapes."""
+
+    ours: str
+    theirs: dict[str, Kind]
+
+    @property
+    def size(self) -> int:
+        return sum(torch.Size(kind.shape).numel() * kind.dtype.itemsize for kind in self.theirs.values())
+
+
+class _Export:
+    """One folder on its way. `what` names the tensors' origin in errors."""
+
+    def __init__(
+        self, tensors: KnownTensors, family: Family, config: DecoderConfig, what: str, shard_bytes: int
+    ) -> None:
+        self.tensors, self.config, self.what = tensors, config, what
+        parameters = shapes(config)
+        self.sources = family.sources(config, parameters)
+        parts = []
+        for ours, source in self.sources.items():
+            metas = [parameters[ours]]
+            if source.reorder is not None:
+                metas = source.reorder.to_theirs(parameters[ours], config)
+            names = [family.written(theirs) for theirs in source.theirs]
+            dtype = tensors.kind(ours).dtype
+            parts.append(_Part(ours, {n: Kind(dtype, tuple(m.shape)) for n, m in zip(names, metas, strict=True)}))
+        self.shards = _shards(parts, shard_bytes)
+        self.size = sum(part.size for part in parts)
+
+    def write(self, target: Path, beside: Mapping[str, bytes], moved: Moved) -> Exported:
+        target = target.resolve()  # where a link points to, not the link, is replaced
+        if target.exists() and not _may_be_replaced(target):
+            raise UsageError(f"{target} is there and is not a model folder: choose a new or an empty folder")
+        try:
+            with replacing_folder(target) as folder:
+                refuse_without_room(folder, self.size)
+                names = self._write_weights(folder, moved)
+                for name, content in beside.items():
+                    write_bytes(folder / name, content)
+                sync_folder(folder)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise CheckpointError(f"{target} cannot be written ({error}): choose another place or make room") from error
+        return Exported(names, self.size)
+
+    def _write_weights(self, folder: Path, moved: Moved) -> tuple[str, ...]:
+        count = len(self.shards)
+        names = tuple(f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1))
+        if count == 1:
+            names = ("model.safetensors",)
+        for name, shard in zip(names, self.shards, strict=True):
+            self._write_file(folder / name, shard, moved)
+        if count > 1:
+            places = {theirs: name for name, shard in zip(names, self.shards, strict=True) for theirs in _names(shard)}
+            index = {"metadata": {"total_size": self.size}, "weight_map": places}
+            write_json(folder / "model.safetensors.index.json", index)
+        return names
+
+    def _write_file(self, path: Path, shard: list[_Part], moved: Moved) -> None:
+        layout = lay_out((name, kind) for part in shard for name, kind in part.theirs.items())
+        with FileWriter(path, layout, None) as writer:
+            for part in shard:
+                tensors = [self.tensors.read(part.ours)]
+                reorder = self.sources[part.ours].reorder
+                if reorder is not None:
+                    tensors = reorder.to_theirs(tensors[0], self.config)
+                for name, tensor in zip(part.theirs, tensors, strict=True):
+                    writer.write(name, tensor, f"{self.what}: tensor '{name}'")
+                del tensors, tensor
+                self.tensors.release(part.ours)
+                moved(part.size)
+            writer.finish()
 
 
 def _may_be_replaced(target: Path) -> bool:
     return target.is_dir() and ((target / "config.json").exists() or not any(target.iterdir()))
 
 
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _shards(parts: list[_Part], shard_bytes: int) -> list[list[_Part]]:
+    """The tensors of each file. In a file those of wider dtypes come first, so that each lies at a multiple of its
+    numbers' size, as the format's own library has it.
+    """
+    shards: list[list[_Part]] = [[]]
+    size = 0
+    for part in parts:
+        if shards[-1] and size + part.size > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(part)
+        size += part.size
+    return [sorted(shard, key=_narrowness) for shard in shards]
 
 
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        _trade_places(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+def _narrowness(part: _Part) -> int:
+    return -next(iter(part.theirs.values())).dtype.itemsize
 
 
-def _trade_places(fresh: Path, target: Path) -> None:
-    """Put `fresh` where `target` is, and what was there, if anything, where `fresh` was."""
-    if not target.exists():
-        fresh.rename(target)
-    elif not _exchange(fresh, target):
-        old = fresh.with_name(fresh.name + ".old")
-        target.rename(old)
-        try:
-            fresh.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-        old.rename(fresh)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Linux can swap two names in one step, so that there is no moment without a folder; not on every file system."""
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (AttributeError, TypeError):
-        return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+def _names(shard: list[_Part]) -> list[str]:
+    return [name for part in shard for name in part.theirs]

@@ -6,13 +6,22 @@ Knows nothing of tokenizers and engines.
 import torch
 from torch import Tensor, nn
 
+from bloomery.checkpoint.adapter import Adapter
 from bloomery.checkpoint.folder import Folder
-from bloomery.checkpoint.tensors import EMBEDDING, FolderTensors
+from bloomery.checkpoint.merge import MergedTensors
+from bloomery.checkpoint.precision import refuse_overflow
+from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
 
 
-def load_decoder(folder: Folder, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
+def load_decoder(
+    folder: Folder,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    adapter: Adapter | None = None,
+) -> Decoder:
     """Build the decoder on `meta` and hand it the folder's tensors.
 
     A tensor whose bytes are already as we keep them (same dtype, no reordering, on a CPU) is used where it is mapped:
@@ -21,33 +30,40 @@ def load_decoder(folder: Folder, dtype: torch.dtype | None = None, device: torch
 
     Args:
         dtype: None keeps the checkpoint's own (fp16 becomes fp32 on a CPU, which has no fast fp16).
+        adapter: merged into the weights that it changes.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, there twice or of another shape, or a file cannot be read.
+        CheckpointError: a tensor is missing, unknown, there twice, of another shape or too large for `dtype`, or a file
+            cannot be read.
     """
     device = torch.device(device)
+    config = folder.config if adapter is None else adapter.config
     with torch.device("meta"):
-        decoder = Decoder(folder.config)
-    parameters = dict(decoder.named_parameters())
-    tensors = FolderTensors(folder, parameters)
+        decoder = Decoder(config)
+    tensors: KnownTensors = open_tensors(folder)
     if dtype is None:
-        dtype = _natural_dtype(tensors.read(EMBEDDING).dtype, device)
-    for name in parameters:
-        tensor = tensors.read(name)
+        kept_in = tensors.kind(EMBEDDING).dtype
+        dtype = natural_dtype(kept_in, device)
+        if dtype != kept_in:
+            logger.info("the checkpoint is fp16, which CPUs compute slowly: running it as fp32")
+    if adapter is not None:
+        tensors = MergedTensors(tensors, folder, adapter, dtype)
+    for name in dict(decoder.named_parameters()):
+        kept = tensors.read(name)
         # One copy at most, also of a transposed view of another dtype.
-        tensor = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format).contiguous()
+        tensor = kept.to(device=device, dtype=dtype, memory_format=torch.contiguous_format).contiguous()
+        refuse_overflow(kept, tensor, f"{folder.path}: tensor '{name}'")
+        del kept
         _assign(decoder, name, tensor)
         tensors.release(name)
-    if folder.config.tied_head:
+    if config.tied_head:
         decoder.head.weight = decoder.embed.tokens.weight
     return decoder.to(device).eval()  # what follows from the configuration, and is no parameter, moves
 
 
-def _natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    if dtype == torch.float16 and device.type == "cpu":
-        logger.info("the checkpoint is fp16, which CPUs compute slowly: running it as fp32")
-        return torch.float32
-    return dtype
+def natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a checkpoint kept in `dtype` runs in on a device, unless another is asked for."""
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from bloomery.checkpoint.files import WeightFile, open_file
 from bloomery.checkpoint.folder import Folder
+from bloomery.checkpoint.header import Kind, shown
 from bloomery.errors import CheckpointError
 
 EMBEDDING, HEAD = "embed.tokens.weight", "head.weight"
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Place = tuple[WeightFile, str]
 """A file, and the name under which a tensor lies there."""
 
@@ -34,6 +36,18 @@ class Tensors(Protocol):
         ...
 
 
+class KnownTensors(Tensors, Protocol):
+    """`Tensors` that are known before they are read."""
+
+    def kind(self, name: str) -> Kind:
+        """The dtype in which a tensor is kept, and its shape in our layout.
+
+        Raises:
+            CheckpointError: it is made of parts of several dtypes.
+        """
+        ...
+
+
 class FolderTensors:
     """`Tensors` of a Hugging Face folder.
 
@@ -41,7 +55,8 @@ class FolderTensors:
         shapes: our names, and tensors on `meta` of the shapes that the configuration asks for.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or there twice, or a file cannot be read.
+        CheckpointError: a tensor is missing, unknown, there twice, of another shape or dtype, or a file cannot be read.
+            All of it is known before a byte of a mapped tensor is read.
     """
 
     def __init__(self, folder: Folder, shapes: Mapping[str, Tensor]) -> None:
@@ -50,14 +65,12 @@ class FolderTensors:
         self.sources = folder.family.sources(folder.config, shapes)
         self.places = _find(folder, [open_file(file) for file in folder.weights])
         self._check_names()
+        self._check_index()
+        self._check_kinds()
 
     def read(self, name: str) -> Tensor:
         source, config = self.sources[name], self.folder.config
-        expected = [self.shapes[name]]
-        # Shapes are checked before the reordering: a matrix that lies the other way round could have ours by chance.
-        if source.reorder is not None:
-            expected = source.reorder.to_theirs(self.shapes[name], config)
-        parts = [_checked(*self.places[theirs], shape) for theirs, shape in zip(source.theirs, expected, strict=True)]
+        parts = [self._read(theirs) for theirs in source.theirs]
         tensor = parts[0] if source.reorder is None else source.reorder.to_ours(parts, config)
         if name == EMBEDDING and config.tied_head:
             self._check_tied_copy(tensor)
@@ -67,6 +80,33 @@ class FolderTensors:
         for theirs in self.sources[name].theirs:
             file, written = self.places[theirs]
             file.release(written)
+
+    def kind(self, name: str) -> Kind:
+        dtypes = {file.kind(written).dtype for file, written in self._places(name)}
+        if len(dtypes) > 1:
+            kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise CheckpointError(f"{self.folder.path}: {name} is made of {kinds}: get the model in one of them")
+        return Kind(dtypes.pop(), tuple(self.shapes[name].shape))
+
+    def _places(self, name: str) -> list[Place]:
+        return [self.places[theirs] for theirs in self.sources[name].theirs]
+
+    def _read(self, theirs: str) -> Tensor:
+        file, written = self.places[theirs]
+        return file.read(written)
+
+    def _check_kinds(self) -> None:
+        """Shapes are compared before the reordering: a matrix that lies the other way round could have ours by
+        chance."""
+        for ours, source in self.sources.items():
+            expected = [self.shapes[ours]]
+            if source.reorder is not None:
+                expected = source.reorder.to_theirs(self.shapes[ours], self.folder.config)
+            for theirs, tensor in zip(source.theirs, expected, strict=True):
+                _check_kind(*self.places[theirs], tensor)
+        copy = self.places.get(self.folder.family.head)
+        if self.folder.config.tied_head and copy is not None:
+            _check_kind(*copy, self.shapes[EMBEDDING])
 
     def _check_names(self) -> None:
         family = self.folder.family
@@ -83,8 +123,28 @@ class FolderTensors:
         for name, (file, written) in self.places.items():
             if name not in expected and not family.is_ignored(name):
                 raise CheckpointError(
-                    f"{file.path}: tensor '{written}' is not one of a {family.name} of "
+                    f"{file.path}: tensor {shown(written)} is not one of a {family.name} of "
                     f"{self.folder.config.num_layers} layers: config and weights are of different models"
+                )
+
+    def _check_index(self) -> None:
+        """Where there is an index, it and the files are of one version: a tensor is where it says, and nowhere else."""
+        prefix, index = self.folder.family.prefix, self.folder.weight_map
+        named = {theirs.removeprefix(prefix): file for theirs, file in index.items()}
+        known = {theirs for source in self.sources.values() for theirs in source.theirs}
+        for name in known if index else ():
+            file, written = self.places[name]
+            if name not in named or self.folder.path / named[name] != file.path:
+                raise CheckpointError(
+                    f"{file.path}: tensor {shown(written)} is here, but the index has it in "
+                    f"{ascii(named.get(name, 'no file'))[:200]}: fetch the folder again"
+                )
+        for theirs, where in index.items():
+            name = theirs.removeprefix(prefix)
+            if name not in self.places and not self.folder.family.is_ignored(name):
+                raise CheckpointError(
+                    f"{self.folder.path}: tensor {shown(theirs)} is not in {where}, but the index has it there: "
+                    "fetch the folder again"
                 )
 
     def _check_tied_copy(self, embedding: Tensor) -> None:
@@ -92,26 +152,26 @@ class FolderTensors:
         place = self.places.get(self.folder.family.head)
         if place is None:
             return
-        head = _checked(*place, embedding)
-        if not torch.equal(head.to(embedding.dtype), embedding):
+        head = self._read(self.folder.family.head)
+        same = torch.equal(head.to(embedding.dtype), embedding)
+        place[0].release(place[1])
+        if not same:
             raise CheckpointError(
                 f"{place[0].path}: tensor '{place[1]}' differs from the embedding although config.json ties them: "
                 "set tie_word_embeddings to false"
             )
 
 
-def _checked(file: WeightFile, name: str, expected: Tensor) -> Tensor:
-    """A tensor, refused unless it is as it should be."""
-    tensor = file.read(name)
-    if tensor.shape != expected.shape:
+def _check_kind(file: WeightFile, name: str, expected: Tensor) -> None:
+    kind = file.kind(name)
+    if kind.shape != tuple(expected.shape):
         raise CheckpointError(
-            f"{file.path}: tensor '{name}' has shape {list(tensor.shape)}, but config.json asks for "
+            f"{file.path}: tensor '{name}' has shape {list(kind.shape)}, but config.json asks for "
             f"{list(expected.shape)}: config and weights are of different models"
         )
-    if not tensor.is_floating_point():
-        dtype = str(tensor.dtype).removeprefix("torch.")
+    if kind.dtype not in WEIGHT_DTYPES:
+        dtype = str(kind.dtype).removeprefix("torch.")
         raise CheckpointError(f"{file.path}: tensor '{name}' is {dtype}: get the model in fp32, fp16 or bf16")
-    return tensor
 
 
 def _find(folder: Folder, files: list[WeightFile]) -> dict[str, Place]:
@@ -123,7 +183,8 @@ def _find(folder: Folder, files: list[WeightFile]) -> dict[str, Place]:
             if name in found:
                 first, other = found[name]
                 raise CheckpointError(
-                    f"{file.path}: tensor '{theirs}' is also '{other}' in {first.path.name}: fetch the folder again"
+                    f"{file.path}: tensor {shown(theirs)} is also {shown(other)} in {first.path.name}: "
+                    "fetch the folder again"
                 )
             found[name] = (file, theirs)
     return found

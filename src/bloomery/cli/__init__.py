@@ -13,8 +13,8 @@ from bloomery.errors import BloomeryError, UsageError
 
 
 class Verb(NamedTuple):
-    """A verb's help line, its options as "module:Class", the option that words without a dash fill, and its module,
-    whose `run(options) -> exit code` does the work."""
+    """A verb's help line, its options as "module:Class", the option (or options) that words without a dash fill, and
+    its module, whose `run(options) -> exit code` does the work."""
 
     summary: str
     options: str
@@ -24,9 +24,22 @@ class Verb(NamedTuple):
 
 VERBS = {
     "generate": Verb("Continue a text.", "bloomery.cli.options:GenerateOptions", "prompts", "bloomery.cli.generate"),
+    "fetch": Verb("Fetch a model from the Hub.", "bloomery.cli.options:FetchOptions", "model", "bloomery.cli.fetch"),
+    "convert": Verb(
+        "Make a store: weights as they are run, pre-cut, mapped.",
+        "bloomery.cli.options:ConvertOptions",
+        "source target",
+        "bloomery.cli.convert",
+    ),
+    "export": Verb(
+        "Write a model in Hugging Face format.",
+        "bloomery.cli.options:ExportOptions",
+        "source target",
+        "bloomery.cli.export",
+    ),
     "train": Verb("Train a model from a recipe.", "bloomery.cli.options:TrainOptions", "recipe", "bloomery.cli.train"),
     "verify": Verb(
-        "Compare a model's logits and greedy tokens with transformers.",
+        "Check a model's files, and compare its answers with transformers.",
         "bloomery.cli.options:VerifyOptions",
         "model",
         "bloomery.cli.verify",

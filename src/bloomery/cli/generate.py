@@ -9,18 +9,21 @@ from time import perf_counter
 
 from bloomery.bench.bandwidth import read_bandwidth
 from bloomery.cli.options import GenerateOptions
+from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
+from bloomery.environment import cache_dir
 from bloomery.errors import UsageError
-from bloomery.llm import LLM, Completion, Piece
+from bloomery.llm import LLM
 from bloomery.log import logger
 from bloomery.model.size import nbytes, weights_read
-from bloomery.settings import cache_dir
 
 
 def run(options: GenerateOptions) -> int:
     """Generate, and say how fast. Ctrl-C keeps the text so far and exits with 130."""
     if options.sampling.logprobs is not None and not options.json:
         raise UsageError("--logprobs needs --json, which has a place for them")
+    if options.shape_seed is not None and options.shape is None:
+        raise UsageError("--shape-seed is for --shape: to sample by a seed, give --seed")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
     began = perf_counter()
     llm = LLM(
@@ -30,10 +33,16 @@ def run(options: GenerateOptions) -> int:
         max_seq_len=options.max_seq_len,
         # Seats that nobody will take would reserve memory for nothing.
         max_batch_size=min(options.max_batch_size, len(prompts)),
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+        adapter=options.adapter,
+        shape=options.shape,
+        seed=options.shape_seed,
     )
     if llm.tokenizer is None and not options.ids:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
-    logger.debug("loaded %s in %.2f s (%s on %s)", options.model, perf_counter() - began, llm.dtype, llm.device)
+    logger.debug("loaded %s in %.2f s (%s on %s)", llm.folder.path, perf_counter() - began, llm.dtype, llm.device)
     pieces = llm.stream(prompts, options.sampling, truncate=options.truncate)
     if sys.stderr is not None and sys.stderr.isatty() and not options.json and len(prompts) == 1:
         print(f"\x1b[2m{prompts[0]}\x1b[0m", end="", file=sys.stderr, flush=True)

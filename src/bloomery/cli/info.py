@@ -1,32 +1,50 @@
-"""`bloomery info`: this machine, which code paths run on it, and what a model is."""
+"""`bloomery info`: this machine, which code paths run on it, what a model is and takes, and which models are here."""
 
 import json
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bloomery import __version__
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.hub import BUILT_IN, resolve
-from bloomery.checkpoint.load import load_decoder
+from bloomery.checkpoint.license import license_of
+from bloomery.checkpoint.load import natural_dtype
+from bloomery.checkpoint.local import local_models
+from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.progress import as_size
+from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
-from bloomery.devices import threads
+from bloomery.devices import pick_device, threads
+from bloomery.engine.engine import MAX_STEP_TOKENS
+from bloomery.engine.runner import HEAD_AT_ONCE
+from bloomery.environment import cache_dir
+from bloomery.errors import UsageError
 from bloomery.model.cache import kv_dtype
-from bloomery.model.size import nbytes, weights_read
+from bloomery.model.config import DecoderConfig
+from bloomery.model.layout import shapes
+from bloomery.model.size import activation_bytes, kv_bytes, parameter_count, parameters_read
 from bloomery.ops import native
-from bloomery.settings import cache_dir
 
 Facts = dict[str, object]
 
 
 def run(options: InfoOptions) -> int:
-    """Print facts; always 0 unless the model cannot be read."""
+    """Print facts; always 0 unless the model cannot be read. No weights are read, only what the files say of them."""
+    if not options.model and (options.tokens is not None or options.batch != 1):
+        raise UsageError("--tokens and --batch are for a model: give one, such as bloomery info dickens --tokens 512")
     facts: dict[str, Facts] = {"machine": _machine()}
     if options.model:
-        facts["model"] = _model(read_folder(resolve(options.model)))
+        where = resolve(options.model, options.revision, options.offline, options.token)
+        facts |= _model(read_folder(where), options)
+    if options.local:
+        facts["models here"] = _local()
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
         return 0
@@ -34,9 +52,17 @@ def run(options: InfoOptions) -> int:
     for title, rows in facts.items():
         table = Table(title=title, show_header=False, title_justify="left")
         for name, value in rows.items():
-            table.add_row(name, str(value))
+            table.add_row(name, escape(_shown(name, value)))
         console.print(table)
     return 0
+
+
+def _shown(name: str, value: object) -> str:
+    if "(bytes)" in name and isinstance(value, int):
+        return f"{value:,} ({as_size(value)})"
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_shown(name, inner)}" for key, inner in value.items())
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _machine() -> Facts:
@@ -62,27 +88,90 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _model(folder: Folder) -> Facts:
-    decoder = load_decoder(folder)
-    config = folder.config
+def _local() -> Facts:
+    found = {}
+    for model in local_models():
+        at = f"@{model.revision}" if model.revision else ""
+        found[model.name + at] = {"path": str(model.path), "size (bytes)": model.size}
+    return dict(found)
+
+
+def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
+    tensors = open_tensors(folder)
+    config, device = folder.config, pick_device("auto")
+    dtype = natural_dtype(tensors.kind(EMBEDDING).dtype, device)
+    by_dtype = _bytes_by_dtype(config, tensors)
     sampling = {key: value for key, value in folder.generation.items() if not key.startswith(("_", "transformers"))}
-    return {
+    kv = kv_dtype(dtype, device)
+    facts: Facts = {
         "path": str(folder.path),
         "family": folder.family.name,
+        "licence": license_of(folder) or "not stated",
+        **_store(folder),
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
         "heads": config.num_heads,
+        "heads of keys and values": config.num_kv_heads,
         "vocabulary": config.vocab_size,
         "context": config.max_seq_len,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "parameters": sum(parameter.numel() for parameter in decoder.parameters()),
-        "weights (bytes)": nbytes(decoder.parameters()),
-        "read per token (bytes)": nbytes(weights_read(decoder)),
-        "KV per token (bytes)": 2
-        * config.num_layers
-        * config.hidden_size
-        * kv_dtype(decoder.dtype, decoder.device).itemsize,
+        "parameters": parameter_count(config),
+        "weights (bytes)": sum(by_dtype.values()),
+        "by dtype (bytes)": by_dtype,
+        "runs here on": str(device),
+        "runs here in": dtype_name(dtype),
+        "kernels": _kernels(dtype, kv, device),
+        "read per token (bytes)": parameters_read(config) * dtype.itemsize,
+        "KV per token (bytes)": 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv.itemsize,
         "tokenizer": folder.tokenizer.name if folder.tokenizer else "none: works on token ids",
         "end-of-sequence ids": list(folder.eos_ids),
         "generation defaults": sampling or "none",
     }
+    return {"model": facts, "memory": _memory(config, dtype, kv, options)}
+
+
+def _bytes_by_dtype(config: DecoderConfig, tensors: KnownTensors) -> dict[str, int]:
+    """Of the weights as they are kept."""
+    found: Counter[str] = Counter()
+    for name in shapes(config):
+        dtype, shape = tensors.kind(name)
+        found[dtype_name(dtype)] += torch.Size(shape).numel() * dtype.itemsize
+    return dict(found)
+
+
+def _store(folder: Folder) -> Facts:
+    if folder.manifest is None:
+        return {}
+    source = folder.manifest.source
+    at = f" at {source.revision}" if source.revision else ""
+    return {
+        "store": f"cut for {folder.manifest.tp} ranks" if folder.manifest.tp > 1 else "not cut",
+        "made from": source.name + at,
+    }
+
+
+def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device) -> str:
+    """Which code computes: so far all of it is PyTorch's."""
+    code = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    grouped = "text by text" if device.type == "cpu" else "texts of equal length together"
+    return (
+        f"PyTorch ({code}): matrix products in {dtype_name(dtype)}, "
+        f"scaled_dot_product_attention in {dtype_name(kv)}, {grouped}"
+    )
+
+
+def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, options: InfoOptions) -> Facts:
+    """What a number of texts of a length take at once."""
+    tokens = config.max_seq_len if options.tokens is None else options.tokens
+    if not 1 <= tokens <= config.max_seq_len:
+        raise UsageError(f"tokens is {tokens}: give 1 to {config.max_seq_len}, the model's context")
+    if options.batch < 1:
+        raise UsageError(f"batch is {options.batch}: give at least 1")
+    step = min(MAX_STEP_TOKENS, tokens * options.batch)
+    logits = min(options.batch, HEAD_AT_ONCE)
+    parts = {
+        "weights (bytes)": parameter_count(config) * dtype.itemsize,
+        "keys and values (bytes)": kv_bytes(config, tokens, options.batch, kv.itemsize),
+        "largest step, about (bytes)": activation_bytes(config, step, tokens, dtype.itemsize, kv.itemsize, logits),
+    }
+    texts = {"texts at once": options.batch, "tokens of each": tokens, "tokens of a step, at most": step}
+    return {**texts, **parts, "together (bytes)": sum(parts.values())}

@@ -4,6 +4,7 @@ The text under a field is its help.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -14,15 +15,33 @@ from bloomery.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(VerbOptions):
+class HubOptions(VerbOptions):
+    """How a model of the Hub is found."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a model of the Hub; unset is its main branch. ORG/NAME@REVISION says the same."""
+    offline: bool = False
+    """Send nothing: use what is here. HF_HUB_OFFLINE does the same."""
+    token: str | None = None
+    """Token for a private or gated model; unset takes HF_TOKEN, which other users of this machine do not see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(HubOptions):
     """Which model, and how to run it."""
 
     model: str = "dickens"
-    """Built-in model (dickens) or the path of a Hugging Face folder."""
+    """Built-in model (dickens), path of a model folder or store, or ORG/NAME on the Hub, fetched if it is not here."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision to compute in; auto is the checkpoint's."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    adapter: str | None = None
+    """What peft wrote for this model (LoRA, IA3, prompt or prefix tuning): a folder, or ORG/NAME on the Hub."""
+    shape: str | None = None
+    """Instead of a model, random weights of a published shape, such as bloom-560m, or of a config.json."""
+    shape_seed: int | None = None
+    """Seed of a shape's weights; unset is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +64,85 @@ class GenerateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoOptions(VerbOptions):
+class FetchOptions(HubOptions):
+    """Options of `fetch`."""
+
+    model: str = ""
+    """ORG/NAME on the Hub, or ORG/NAME@REVISION."""
+    include: tuple[str, ...] = ()
+    """Patterns of files to take, such as '*.json', instead of those that make the model."""
+    to: Path | None = None
+    """Folder for the files instead of the cache: a new or an empty one."""
+    jobs: int = 4
+    """Files that are fetched at once."""
+    json: bool = False
+    """Print one JSON object instead of the folder's path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(HubOptions):
+    """Options of `convert`."""
+
+    source: str = ""
+    """Built-in model (dickens), path of a Hugging Face folder or of a store, or ORG/NAME on the Hub."""
+    target: str = ""
+    """The store's folder: a new or an empty one, or an older store, which is replaced at the end."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto keeps the source's."""
+    tp: int = 1
+    """Into how many ranks' portions the weights are cut. Any store can be run on any number of ranks."""
+    jobs: int = 1
+    """Processes that write."""
+    shape: str | None = None
+    """Instead of a source, random weights of a published shape, such as bloom-560m, or of a config.json."""
+    shape_seed: int | None = None
+    """Seed of a shape's weights; unset is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(HubOptions):
+    """Options of `export`."""
+
+    source: str = ""
+    """Built-in model (dickens), path of a store or of a Hugging Face folder, or ORG/NAME on the Hub."""
+    target: str = ""
+    """The folder in Hugging Face format: a new or an empty one, or an older model, which is replaced at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(HubOptions):
     """Options of `info`."""
 
     model: str = ""
-    """A model to describe; unset describes the machine only."""
+    """A model to describe, as for `generate`; unset describes the machine only."""
+    tokens: int | None = None
+    """Positions of each text that memory is computed for; unset is the model's context."""
+    batch: int = 1
+    """Texts at once that memory is computed for."""
+    local: bool = False
+    """List the models that are on this machine: built-in and fetched ones."""
     json: bool = False
     """Print one JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions(VerbOptions):
+class VerifyOptions(HubOptions):
     """Options of `verify`."""
 
     model: str = "dickens"
-    """Built-in model (dickens) or the path of a Hugging Face folder."""
+    """Built-in model (dickens), path of a model folder or store, or ORG/NAME on the Hub, fetched if it is not here."""
+    hashes: bool = False
+    """Read every file and compare it with the hash that the store, or the Hub when it was fetched, has for it."""
+    nan: bool = False
+    """Read every weight and name the tensors that hold NaN or infinite numbers."""
+    files_only: bool = False
+    """Check the files, and do not compare the model's answers with those of transformers."""
     tokens: int = 64
     """Greedy tokens to compare."""
     device: str = "auto"
     """Where our side runs; transformers runs on the CPU."""
     json: bool = False
-    """Print one JSON object a prompt."""
+    """Print one JSON object a check and a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,28 @@
-"""`bloomery verify`: our logits and greedy tokens against those of transformers, in fp32, as a table."""
+"""`bloomery verify`: a model's files, and our logits and greedy tokens in fp32 against those of transformers."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from bloomery.checkpoint.checks import Check, Structure, check_hashes, check_numbers, check_structure, hashed_files
+from bloomery.checkpoint.folder import Folder, read_folder
+from bloomery.checkpoint.hub import is_hub_name, resolve
+from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.progress import Progress
+from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.tensors import EMBEDDING
 from bloomery.cli.options import VerifyOptions
 from bloomery.engine.params import SamplingParams
-from bloomery.errors import UsageError
+from bloomery.errors import BloomeryError, UsageError
 from bloomery.llm import LLM
+from bloomery.log import logger
 from bloomery.reference.transformers_engine import TransformersEngine
 
 TEXTS = ("It was the best of times", "Le monde est", "The answer to 6 × 7 is", "def main():\n    ")
@@ -42,19 +54,73 @@ class Row:
 
 
 def run(options: VerifyOptions) -> int:
-    """Compare, print, and return 0 when everything agrees, else 1."""
-    llm = LLM(options.model, dtype="float32", device=options.device)
-    room = llm.max_seq_len
-    if not 1 <= options.tokens < room:
-        raise UsageError(f"tokens is {options.tokens}: give 1 to {room - 1}, what the model's context holds")
-    reference = TransformersEngine(llm.folder.path)
-    rows = [_compare(llm, reference, name, ids, options.tokens) for name, ids in _prompts(llm, room - options.tokens)]
+    """Check, compare, print, and return 0 when all is well, else 1."""
+    found = check_structure(resolve(options.model, options.revision, options.offline, options.token))
+    folder = found.folder
+    if folder is not None and not 1 <= options.tokens < folder.config.max_seq_len:
+        most = folder.config.max_seq_len - 1
+        raise UsageError(f"tokens is {options.tokens}: give 1 to {most}, what the model's context holds")
+    checks = [found.check, *_files(found, options)]
+    rows: list[Row] = []
+    passed = all(check.passed for check in checks)
+    if passed and folder is not None and not options.files_only:
+        rows = _answers(folder, options)
     if options.json:
-        for row in rows:
-            print(json.dumps(asdict(row) | {"passed": row.passed}, ensure_ascii=False))
+        entries: list[Check | Row] = [*checks, *rows]
+        for entry in entries:
+            print(json.dumps(asdict(entry) | {"passed": entry.passed}, ensure_ascii=False))
     else:
-        Console().print(_table(rows))
-    return 0 if all(row.passed for row in rows) else 1
+        _print(checks, rows)
+    return 0 if passed and all(row.passed for row in rows) else 1
+
+
+def _files(found: Structure, options: VerifyOptions) -> list[Check]:
+    """What is read of the files on request; what cannot be, has failed."""
+    checks: list[Check] = []
+    if options.hashes and found.folder is None:
+        checks.append(Check("hashes", False, "not compared: the folder cannot be read"))
+    elif options.hashes and found.folder is not None:
+        files = [found.folder.path / name for name in hashed_files(found.folder)]
+        total = sum(file.stat().st_size for file in files if file.is_file())
+        with Progress("hashing", total, 0) as progress:
+            checks += check_hashes(found.folder, progress.moved)
+    if options.nan and (found.folder is None or found.tensors is None):
+        checks.append(Check("numbers", False, "not read: the tensors cannot be found"))
+    elif options.nan and found.folder is not None and found.tensors is not None:
+        checks += check_numbers(found.folder, found.tensors)
+    return checks
+
+
+def _answers(folder: Folder, options: VerifyOptions) -> list[Row]:
+    """Our answers beside those of transformers; none where there is nothing to compare with, and stderr says why."""
+    source, reason = _reference(folder)
+    if source is None:
+        logger.info("answers are not compared: %s", reason)
+        return []
+    if source != folder.path:
+        logger.info("answers are compared with those of %s, which the store was made from", source)
+    llm = LLM(folder.path, dtype="float32", device=options.device)
+    reference = TransformersEngine(source)
+    prompts = _prompts(llm, llm.max_seq_len - options.tokens)
+    return [_compare(llm, reference, name, ids, options.tokens) for name, ids in prompts]
+
+
+def _reference(folder: Folder) -> tuple[Path | None, str]:
+    """The folder that transformers can read, or why there is none."""
+    if find_spec("transformers") is None:
+        return None, "transformers is not installed (pip install 'bloomery[reference]')"
+    if folder.manifest is None:
+        return folder.path, ""
+    name, revision = folder.manifest.source.name, folder.manifest.source.revision
+    here = None
+    with suppress(BloomeryError):
+        here = read_folder(resolve(name, revision if is_hub_name(name) else None, offline=True))
+    if here is None or here.manifest is not None or here.config != folder.config:
+        return None, f"{name}, which the store was made from, is not here, and transformers reads no stores"
+    kept, source = (dtype_name(open_tensors(one).kind(EMBEDDING).dtype) for one in (folder, here))
+    if kept != source:
+        return None, f"the store is in {kept}, and {here.path}, which it was made from, in {source}"
+    return here.path, ""
 
 
 def _prompts(llm: LLM, most: int) -> list[tuple[str, list[int]]]:
@@ -80,6 +146,16 @@ def _compare(llm: LLM, reference: TransformersEngine, name: str, ids: list[int],
         new_tokens=new,
         gap=float(best[0] - best[1]) if best is not None else None,
     )
+
+
+def _print(checks: list[Check], rows: list[Row]) -> None:
+    console = Console()
+    table = Table("check", "", "")
+    for check in checks:
+        table.add_row(check.check, "ok" if check.passed else "FAILED", escape(check.detail))
+    console.print(table)
+    if rows:
+        console.print(_table(rows))
 
 
 def _table(rows: list[Row]) -> Table:

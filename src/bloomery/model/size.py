@@ -1,11 +1,94 @@
-"""How many bytes a decoder is, and how many of them a step reads. Arithmetic only."""
+"""How many bytes a decoder takes, from its configuration or as it is, and how many a step reads. Arithmetic only.
+
+Letters as in `decoder.py`, and L layers, F feed-forward size, N tokens of a step, S positions that they attend to.
+"""
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
+from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.mlp import Experts
+from bloomery.ops.attention import BLOCK
+
+FP32 = 4
+"""Bytes of a number in logits and position biases, whatever the model computes in."""
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Numbers of all weights; those of a tied head count once."""
+    tables = config.vocab_size * config.hidden_size * (1 if config.tied_head else 2)
+    if config.positions == "learned":
+        tables += config.max_seq_len * config.hidden_size
+    first = 2 * config.hidden_size if config.embed_norm else 0
+    head = config.vocab_size if config.head_bias else 0
+    return tables + first + config.num_layers * _block(config) + _norm(config) + head
+
+
+def parameters_read(config: DecoderConfig) -> int:
+    """Numbers that a step of one token reads: all but tables of which it reads a row, and experts it does not take."""
+    unread = 0 if config.tied_head else config.vocab_size * config.hidden_size
+    if config.positions == "learned":
+        unread += config.max_seq_len * config.hidden_size
+    idle = config.num_experts - config.experts_per_token
+    return parameter_count(config) - unread - config.num_layers * idle * _feed_forward(config)
+
+
+def kv_bytes(config: DecoderConfig, positions: int, sequences: int, itemsize: int) -> int:
+    """Keys and values of so many sequences, in whole blocks of numbers of `itemsize` bytes."""
+    blocks = sequences * -(-positions // BLOCK)
+    return 2 * config.num_layers * blocks * BLOCK * config.num_kv_heads * config.head_dim * itemsize
+
+
+def activation_bytes(
+    config: DecoderConfig, tokens: int, positions: int, itemsize: int, kv_itemsize: int, logits: int = 1
+) -> int:
+    """About the most that a step of N = `tokens` holds at one time beside weights and cache.
+
+    The position bias of all layers, and the largest of what making it, an attention, a feed-forward or the logits take.
+
+    Args:
+        positions: S, of one sequence.
+        itemsize, kv_itemsize: bytes of a number of the hidden states, and of keys and values.
+        logits: positions whose logits are wanted at once.
+    """
+    scores = tokens * -(-positions // BLOCK) * BLOCK
+    alibi = config.positions in ("alibi", "alibi_coarse")
+    bias = scores * FP32 * (config.num_heads if alibi else config.num_heads // config.num_kv_heads)
+    # Before it is masked, or before it is repeated; and distances in int64, and the mask.
+    making = (bias if alibi else scores * FP32) + scores * (8 + 1)
+    hidden = tokens * config.hidden_size * itemsize
+    heads = tokens * config.num_heads * config.head_dim
+    shared = tokens * config.num_kv_heads * config.head_dim
+    turned = (heads + shared) * itemsize if config.rotary is not None else 0
+    fused = (heads + 2 * shared) * itemsize
+    attention = 2 * hidden + fused + turned + heads * (2 * kv_itemsize + itemsize)
+    wide = tokens * config.ffn_size * itemsize * (3 if config.gated_mlp else 2)
+    # The stream before and after attention, what was added, and both normed copies; experts gather tokens and add up.
+    feed_forward = wide + hidden * (5 if config.num_experts == 1 else 7)
+    vocabulary = logits * config.vocab_size * (FP32 if itemsize == FP32 else FP32 + itemsize)
+    return max(bias + making, bias + attention, bias + feed_forward, vocabulary + hidden)
+
+
+def _block(config: DecoderConfig) -> int:
+    norms = _norm(config) * (1 if config.residual == "parallel_one_norm" else 2)
+    heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
+    fused, out = (heads + 2 * groups) * size, config.hidden_size
+    attention = fused * config.hidden_size + out * heads * size + (fused + out if config.attn_bias else 0)
+    router = config.num_experts * config.hidden_size if config.num_experts > 1 else 0
+    return norms + attention + router + config.num_experts * _feed_forward(config)
+
+
+def _feed_forward(config: DecoderConfig) -> int:
+    """Of one expert, or the only one."""
+    inward = 2 if config.gated_mlp else 1
+    biases = inward * config.ffn_size + config.hidden_size if config.mlp_bias else 0
+    return (inward + 1) * config.hidden_size * config.ffn_size + biases
+
+
+def _norm(config: DecoderConfig) -> int:
+    return config.hidden_size * (1 if config.norm == "rms" else 2)
 
 
 def weights_read(decoder: Decoder) -> Iterator[Tensor]:
