@@ -191,7 +191,7 @@ def test_imports_point_down() -> None:
     [
         ("ops/position.py", "import bloomery.engine"),
         ("text/__init__.py", "import bloomery.ops"),
-        ("checkpoint/hub.py", "from bloomery.engine import params"),
+        ("hub/resolve.py", "from bloomery.engine import params"),
         ("newroom/__init__.py", ""),
     ],
     ids=["up", "sideways", "sideways between packages", "a room without a row"],

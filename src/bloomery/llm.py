@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bloomery.checkpoint.adapter import Adapter, read_adapter
 from bloomery.checkpoint.folder import Folder, read_folder
-from bloomery.checkpoint.hub import resolve
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.random import random_folder, refuse_without_memory
 from bloomery.checkpoint.tokenizer import open_tokenizer
@@ -24,6 +23,7 @@ from bloomery.engine.params import SamplingParams
 from bloomery.engine.request import Request, Update
 from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
 from bloomery.errors import UsageError
+from bloomery.hub.resolve import resolve
 from bloomery.text.prompt import Prompt, PromptReader, Truncate
 from bloomery.text.stream import TextStream
 

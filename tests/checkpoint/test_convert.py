@@ -21,9 +21,9 @@ from bloomery.checkpoint import convert as converter
 from bloomery.checkpoint.convert import FILE_BYTES
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
-from bloomery.checkpoint.place import Resumable
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.write import FileWriter, Written
+from bloomery.disk.place import Resumable
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.model.layout import shapes
 from drive import assert_parity, one_row, step

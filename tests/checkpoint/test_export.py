@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bloomery.checkpoint import export, place
+from bloomery.checkpoint import export
 from bloomery.checkpoint.export import export_decoder
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.write import FileWriter
+from bloomery.disk import place
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
 from bloomery.families import FAMILIES
 from bloomery.model.decoder import Decoder

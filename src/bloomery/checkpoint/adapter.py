@@ -17,11 +17,11 @@ from bloomery.adapters.virtual import VirtualTokens
 from bloomery.checkpoint.files import WeightFile, open_file
 from bloomery.checkpoint.folder import Folder, read_json, tokenizer_of
 from bloomery.checkpoint.header import shown
-from bloomery.checkpoint.paths import contained
-from bloomery.checkpoint.repository import ADAPTER_WEIGHTS
 from bloomery.checkpoint.tensors import EMBEDDING, WEIGHT_DTYPES
+from bloomery.disk.paths import contained
 from bloomery.errors import CheckpointError
 from bloomery.families.rules import Family, Source
+from bloomery.hub.repository import ADAPTER_WEIGHTS
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import shapes

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bloomery.checkpoint import snapshots
 from bloomery.checkpoint.finite import find_flaws
 from bloomery.checkpoint.folder import Folder, read_folder
-from bloomery.checkpoint.paths import contained, open_regular
-from bloomery.checkpoint.repository import RemoteFile, new_digest
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import READ_AT_ONCE, read_back
+from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import BloomeryError, UsageError
+from bloomery.hub import snapshots
+from bloomery.hub.repository import RemoteFile, new_digest
 from bloomery.model.layout import shapes
 
 Moved = Callable[[int], None]

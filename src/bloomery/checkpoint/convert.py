@@ -16,9 +16,7 @@ import torch
 
 from bloomery.checkpoint import journal, manifest
 from bloomery.checkpoint.journal import Journal
-from bloomery.checkpoint.lock import only_writer
 from bloomery.checkpoint.manifest import FileFacts, Manifest, Source
-from bloomery.checkpoint.place import Resumable, refuse_without_room, sync_folder, trade_places
 from bloomery.checkpoint.plan import Group, Plan, make_plan
 from bloomery.checkpoint.precision import dtype_name
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
@@ -32,6 +30,8 @@ from bloomery.checkpoint.write import (
     write_bytes,
     write_json,
 )
+from bloomery.disk.lock import only_writer
+from bloomery.disk.place import Resumable, refuse_without_room, sync_folder, trade_places
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import cut_of

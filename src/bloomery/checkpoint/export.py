@@ -11,11 +11,11 @@ from torch import Tensor
 from bloomery.checkpoint.folder import Folder
 from bloomery.checkpoint.header import Kind
 from bloomery.checkpoint.origin import beside_weights
-from bloomery.checkpoint.place import refuse_without_room, replacing_folder, sync_folder
 from bloomery.checkpoint.precision import dtype_name
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import FileWriter, lay_out, write_bytes, write_json
+from bloomery.disk.place import refuse_without_room, replacing_folder, sync_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families.rules import Family
 from bloomery.model.config import DecoderConfig

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bloomery.checkpoint.header import Kind, read_header, shown
-from bloomery.checkpoint.paths import open_regular
+from bloomery.disk.paths import open_regular
 from bloomery.errors import CheckpointError
 from bloomery.log import logger
 

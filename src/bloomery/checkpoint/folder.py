@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bloomery.checkpoint import manifest
 from bloomery.checkpoint.manifest import Manifest
-from bloomery.checkpoint.paths import contained, open_regular
+from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
 from bloomery.families import FAMILIES, Family
 from bloomery.log import logger

@@ -4,10 +4,10 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from bloomery.checkpoint import snapshots
 from bloomery.checkpoint.folder import Folder
-from bloomery.checkpoint.paths import contained, open_regular
+from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
+from bloomery.hub import snapshots
 
 MOST_READ = 100_000
 """Bytes of a model card: what is looked for stands at its beginning."""

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bloomery.checkpoint.paths import contained
+from bloomery.disk.paths import contained
 from bloomery.errors import CheckpointError
 from bloomery.model.config import DecoderConfig, RotaryConfig
 

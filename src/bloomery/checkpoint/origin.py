@@ -4,14 +4,14 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from bloomery.checkpoint import snapshots
 from bloomery.checkpoint.convert import Origin
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.manifest import Source
-from bloomery.checkpoint.paths import contained
-from bloomery.checkpoint.repository import BESIDE_WEIGHTS
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
+from bloomery.disk.paths import contained
+from bloomery.hub import snapshots
+from bloomery.hub.repository import BESIDE_WEIGHTS
 
 
 def origin_of(folder: Folder, name: str) -> Origin:

@@ -12,7 +12,6 @@ from torch import Tensor
 from bloomery.checkpoint.folder import Folder, Seeded, describe, read_json
 from bloomery.checkpoint.header import Kind
 from bloomery.checkpoint.precision import dtype_name
-from bloomery.checkpoint.progress import as_size
 from bloomery.devices import memory_left
 from bloomery.errors import UsageError
 from bloomery.families.shapes import SHAPES
@@ -20,6 +19,7 @@ from bloomery.model.config import DecoderConfig
 from bloomery.model.init import constant, deviation
 from bloomery.model.layout import shapes
 from bloomery.model.size import parameter_count
+from bloomery.progress import as_size
 from bloomery.text.bytewise import END_ID, SMALLEST
 
 BLOCK = 4_194_301

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bloomery.checkpoint.place import Resumable
+from bloomery.disk.place import Resumable
 
 Result = TypeVar("Result")
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from bloomery.checkpoint.header import DTYPES, LENGTH, Kind
-from bloomery.checkpoint.paths import open_regular
 from bloomery.checkpoint.precision import pieces, refuse_overflow
+from bloomery.disk.paths import open_regular
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest register. Where a tensor begins in a file of a store, and thereby in memory."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from bloomery.checkpoint.progress import Progress
+from bloomery.progress import Progress
 
 
 class Reports(NamedTuple):

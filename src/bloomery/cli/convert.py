@@ -5,15 +5,15 @@ from time import perf_counter
 
 from bloomery.checkpoint.convert import Origin, convert
 from bloomery.checkpoint.folder import read_folder
-from bloomery.checkpoint.hub import resolve
 from bloomery.checkpoint.origin import origin_of
-from bloomery.checkpoint.progress import as_size
 from bloomery.checkpoint.random_origin import random_origin
 from bloomery.cli.bar import bar, counted
 from bloomery.cli.options import ConvertOptions
 from bloomery.devices import pick_dtype
 from bloomery.errors import UsageError
+from bloomery.hub.resolve import resolve
 from bloomery.log import logger
+from bloomery.progress import as_size
 
 
 def run(options: ConvertOptions) -> int:

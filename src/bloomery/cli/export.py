@@ -5,12 +5,12 @@ from time import perf_counter
 
 from bloomery.checkpoint.export import export_folder
 from bloomery.checkpoint.folder import read_folder
-from bloomery.checkpoint.hub import resolve
-from bloomery.checkpoint.progress import as_size
 from bloomery.cli.bar import bar, counted
 from bloomery.cli.options import ExportOptions
 from bloomery.errors import UsageError
+from bloomery.hub.resolve import resolve
 from bloomery.log import logger
+from bloomery.progress import as_size
 
 
 def run(options: ExportOptions) -> int:

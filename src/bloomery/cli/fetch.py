@@ -3,11 +3,11 @@
 import json
 
 from bloomery import environment
-from bloomery.checkpoint.fetch import fetch
-from bloomery.checkpoint.hub import HubName, find, parse
-from bloomery.checkpoint.hub_client import HubClient
 from bloomery.cli.options import FetchOptions
 from bloomery.errors import UsageError
+from bloomery.hub.client import HubClient
+from bloomery.hub.fetch import fetch
+from bloomery.hub.resolve import HubName, find, parse
 from bloomery.log import logger
 
 

@@ -12,12 +12,9 @@ from rich.table import Table
 
 from bloomery import __version__
 from bloomery.checkpoint.folder import Folder, read_folder
-from bloomery.checkpoint.hub import BUILT_IN, resolve
 from bloomery.checkpoint.license import license_of
 from bloomery.checkpoint.load import natural_dtype
-from bloomery.checkpoint.local import local_models
 from bloomery.checkpoint.precision import dtype_name
-from bloomery.checkpoint.progress import as_size
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
@@ -26,11 +23,14 @@ from bloomery.engine.engine import MAX_STEP_TOKENS
 from bloomery.engine.runner import HEAD_AT_ONCE
 from bloomery.environment import cache_dir
 from bloomery.errors import UsageError
+from bloomery.hub.local import local_models
+from bloomery.hub.resolve import BUILT_IN, resolve
 from bloomery.model.cache import kv_dtype
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import shapes
 from bloomery.model.size import activation_bytes, kv_bytes, parameter_count, parameters_read
 from bloomery.ops import native
+from bloomery.progress import as_size
 
 Facts = dict[str, object]
 

@@ -13,16 +13,16 @@ from rich.table import Table
 
 from bloomery.checkpoint.checks import Check, Structure, check_hashes, check_numbers, check_structure, hashed_files
 from bloomery.checkpoint.folder import Folder, read_folder
-from bloomery.checkpoint.hub import is_hub_name, resolve
 from bloomery.checkpoint.precision import dtype_name
-from bloomery.checkpoint.progress import Progress
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import EMBEDDING
 from bloomery.cli.options import VerifyOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.errors import BloomeryError, UsageError
+from bloomery.hub.resolve import is_hub_name, resolve
 from bloomery.llm import LLM
 from bloomery.log import logger
+from bloomery.progress import Progress
 from bloomery.reference.transformers_engine import TransformersEngine
 
 TEXTS = ("It was the best of times", "Le monde est", "The answer to 6 × 7 is", "def main():\n    ")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from bloomery.checkpoint.folder import WEIGHT_FILES
-from bloomery.checkpoint.repository import WEIGHTS, Listing, RemoteFile, choose
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
+from bloomery.hub.repository import WEIGHTS, Listing, RemoteFile, choose
 
 CONFIG = ("config.json", "generation_config.json")
 TEXT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")

@@ -12,9 +12,9 @@ from importlib import metadata
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from bloomery.checkpoint.repository import Listing, RemoteFile, digest_of
 from bloomery.environment import hub_endpoint
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
+from bloomery.hub.repository import Listing, RemoteFile, digest_of
 from bloomery.log import logger
 
 TOKENS = "https://huggingface.co/settings/tokens"

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
-from bloomery.checkpoint import snapshots
-from bloomery.checkpoint.download import Partial, Stopped, Watch, download
-from bloomery.checkpoint.hub_client import HubClient
-from bloomery.checkpoint.lock import only_writer
-from bloomery.checkpoint.progress import Progress, as_size
-from bloomery.checkpoint.repository import Listing, RemoteFile, choose, digest_of
+from bloomery.disk.lock import only_writer
 from bloomery.errors import CheckpointError, UsageError
+from bloomery.hub import snapshots
+from bloomery.hub.client import HubClient
+from bloomery.hub.download import Partial, Stopped, Watch, download
+from bloomery.hub.repository import Listing, RemoteFile, choose, digest_of
 from bloomery.log import logger
+from bloomery.progress import Progress, as_size
 
 MOST_JOBS = 64
 """More connections would only wait for one another."""

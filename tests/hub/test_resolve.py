@@ -10,8 +10,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from bloomery.checkpoint.hub import BUILT_IN, parse, resolve
 from bloomery.errors import UsageError
+from bloomery.hub.resolve import BUILT_IN, parse, resolve
 from hub_server import HubServer, Repo, connect, running
 
 NAME = "org/tiny"
@@ -205,8 +205,8 @@ def test_what_hugging_faces_cache_holds_only_in_part_is_fetched(hub: HubServer, 
 
 def test_fetching_what_hugging_faces_cache_has_fetches_nothing(hub: HubServer, tmp_path: Path) -> None:
     theirs = Path(huggingface_hub.snapshot_download(NAME, cache_dir=tmp_path / "hf" / "hub"))
-    from bloomery.checkpoint.fetch import fetch
-    from bloomery.checkpoint.hub_client import HubClient
+    from bloomery.hub.client import HubClient
+    from bloomery.hub.fetch import fetch
 
     hub.seen.clear()
     result = fetch(NAME, client=HubClient())
@@ -271,7 +271,7 @@ def test_a_damaged_marker_is_no_marker(hub: HubServer, marker: str) -> None:
 
 def test_finding_what_is_here_imports_no_http_library() -> None:
     look = (
-        "import sys, bloomery.checkpoint.hub as hub; hub.resolve('dickens')\n"
+        "import sys, bloomery.hub.resolve as hub; hub.resolve('dickens')\n"
         "print(*{'huggingface_hub', 'httpx', 'httpx2', 'requests', 'cyclopts', 'rich', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)

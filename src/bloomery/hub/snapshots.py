@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bloomery.checkpoint.repository import (
+from bloomery.environment import cache_dir, hub_cache
+from bloomery.errors import CheckpointError
+from bloomery.hub.repository import (
     ADAPTER_WEIGHTS,
     WEIGHTS,
     Listing,
@@ -23,8 +25,6 @@ from bloomery.checkpoint.repository import (
     refuse_escape,
     shard_names,
 )
-from bloomery.environment import cache_dir, hub_cache
-from bloomery.errors import CheckpointError
 
 MARKER, UNFINISHED = "fetched.json", ".fetching"
 MAIN = "main"

@@ -17,12 +17,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from bloomery.checkpoint import fetch as fetching
-from bloomery.checkpoint.download import Partial
-from bloomery.checkpoint.fetch import Result, fetch
-from bloomery.checkpoint.hub import resolve
-from bloomery.checkpoint.hub_client import HubClient, Patience
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
+from bloomery.hub import fetch as fetching
+from bloomery.hub.client import HubClient, Patience
+from bloomery.hub.download import Partial
+from bloomery.hub.fetch import Result, fetch
+from bloomery.hub.resolve import resolve
 from hub_server import Fault, HubServer, Repo, connect, git_sha1, running, variables
 
 NAME = "org/tiny"
@@ -367,7 +367,7 @@ def test_waiting_doubles_and_a_server_may_ask_for_more() -> None:
 
 def test_what_a_server_asks_to_wait_is_waited(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("bloomery.checkpoint.hub_client.time.sleep", waited.append)
+    monkeypatch.setattr("bloomery.hub.client.time.sleep", waited.append)
     hub.faults.append(Fault("", status=429, headers={"retry-after": "17"}))
     assert fetched(get().folder) == FILES
     assert waited == [17.0]
@@ -381,7 +381,7 @@ def test_so_it_is_for_a_file(hub: HubServer, log: list[str]) -> None:
 
 def test_nobody_there_is_said_at_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stop()
-    monkeypatch.setattr("bloomery.checkpoint.hub_client.time.sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr("bloomery.hub.client.time.sleep", lambda _: pytest.fail("waited"))
     said = why(CheckpointError)
     assert f"{hub.hub} does not answer" in said
     assert "--offline" in said

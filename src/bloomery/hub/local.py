@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bloomery.checkpoint import snapshots
-from bloomery.checkpoint.hub import BUILT_IN
 from bloomery.environment import cache_dir, hub_cache
+from bloomery.hub import snapshots
+from bloomery.hub.resolve import BUILT_IN
 
 
 class LocalModel(NamedTuple):

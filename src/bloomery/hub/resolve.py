@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomery import environment
-from bloomery.checkpoint import snapshots
-from bloomery.checkpoint.fetch import fetch
-from bloomery.checkpoint.hub_client import HubClient
 from bloomery.errors import UsageError
+from bloomery.hub import snapshots
+from bloomery.hub.client import HubClient
+from bloomery.hub.fetch import fetch
 from bloomery.log import logger
 
 BUILT_IN = {"dickens": Path(__file__).parent.parent / "assets" / "dickens"}

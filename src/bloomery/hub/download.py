@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from bloomery.checkpoint.hub_client import HubClient, Interrupted
-from bloomery.checkpoint.repository import Listing, RemoteFile, new_digest
 from bloomery.errors import CheckpointError
+from bloomery.hub.client import HubClient, Interrupted
+from bloomery.hub.repository import Listing, RemoteFile, new_digest
 
 PROGRESS = 2**20
 """Bytes that make an attempt count as one that got further."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bloomery.checkpoint.progress import as_size
 from bloomery.errors import CheckpointError
+from bloomery.progress import as_size
 
 
 class Resumable(CheckpointError):

@@ -1,0 +1,1 @@
+"""Models of the Hub: an id -> a folder on this machine. Knows no tensor and no family."""
