@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bloomery.checkpoint.folder import Folder
+from bloomery.checkpoint.adapter import Adapter
+from bloomery.checkpoint.folder import BESIDE_TOKENIZER, TOKENIZER_FILES, Folder
 from bloomery.checkpoint.header import Kind
+from bloomery.checkpoint.merge import MergedTensors
 from bloomery.checkpoint.origin import beside_weights
 from bloomery.checkpoint.precision import dtype_name
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import FileWriter, lay_out, write_bytes, write_json
+from bloomery.disk.paths import contained
 from bloomery.disk.place import refuse_without_room, replacing_folder, sync_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families.rules import Family
@@ -74,6 +77,7 @@ def export_folder(
     folder: Folder,
     target: Path,
     *,
+    adapter: Adapter | None = None,
     shard_bytes: int = SHARD_BYTES,
     begun: Callable[[int, int], None] = lambda total, kept: None,
     moved: Moved = lambda count: None,
@@ -84,19 +88,42 @@ def export_folder(
     the weights stay as they are; only where a store was given another dtype, config.json says so.
 
     Args:
+        adapter: merged into the weights that it changes; its own tokenizer, if any, is written in place of the model's.
         begun: is told the bytes of all weights, and that none are written.
         moved: is told how many bytes have been written since it was last told.
 
     Raises:
-        UsageError: `target` holds something else than a model, which would be lost.
+        UsageError: `target` holds something else than a model, which would be lost, or the adapter is no change of
+            weights.
         CheckpointError: a tensor cannot be read, or the disk does not take it.
     """
+    if adapter is not None and adapter.virtual is not None:
+        raise UsageError(f"{adapter.path} has tokens that stand before every text: no weights can hold them")
+    tensors: KnownTensors = open_tensors(folder)
+    config = folder.config
     beside = {name: file.read_bytes() for name, file in beside_weights(folder.path).items()}
     if folder.manifest is not None:
         beside["config.json"] = _with_dtype(folder.raw, beside["config.json"], folder.manifest.dtype)
-    work = _Export(open_tensors(folder), folder.family, folder.config, str(folder.path), shard_bytes)
+    if adapter is not None:
+        tensors, config = MergedTensors(tensors, folder, adapter), adapter.config
+        beside = _adapted(beside, folder, adapter)
+    work = _Export(tensors, folder.family, config, str(folder.path), shard_bytes)
     begun(work.size, 0)
     return work.write(target, beside, moved)
+
+
+def _adapted(beside: dict[str, bytes], folder: Folder, adapter: Adapter) -> dict[str, bytes]:
+    """The files beside the weights: config.json as the adapter makes it, and its tokenizer where it has one."""
+    before, after = (folder.family.from_config(config) for config in (folder.config, adapter.config))
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    if changed:
+        beside = beside | {"config.json": _as_json(json.loads(beside["config.json"]) | changed)}
+    if adapter.tokenizer is None:
+        return beside
+    theirs = (*TOKENIZER_FILES, *BESIDE_TOKENIZER)
+    kept = {name: content for name, content in beside.items() if name not in theirs}
+    found = {name: contained(adapter.path, name) for name in theirs if (adapter.path / name).exists()}
+    return kept | {name: file.read_bytes() for name, file in found.items()}
 
 
 def _with_dtype(raw: Mapping[str, Any], text: bytes, dtype: str) -> bytes:

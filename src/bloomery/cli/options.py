@@ -107,6 +107,8 @@ class ExportOptions(HubOptions):
     """Built-in model (dickens), path of a store or of a Hugging Face folder, or ORG/NAME on the Hub."""
     target: str = ""
     """The folder in Hugging Face format: a new or an empty one, or an older model, which is replaced at the end."""
+    adapter: str | None = None
+    """Merge what peft wrote for this model (LoRA or IA3) into the weights: a folder, or ORG/NAME on the Hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
