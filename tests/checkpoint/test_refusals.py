@@ -138,6 +138,17 @@ def test_unsupported_variant_names_the_file(source: Source) -> None:
     refused(source.write(), "config.json", "= True")
 
 
+@pytest.mark.parametrize("how", [{"quant_method": "gptq", "bits": 4}, {"bits": 4}, "int8"])
+def test_quantized_checkpoint_is_refused_as_one(source: Source, how: Any) -> None:
+    source.config["quantization_config"] = how
+    refused(source.write(), "config.json", "quantized", "take the model in fp32, fp16 or bf16")
+
+
+def test_attention_that_sees_what_follows_is_refused(source: Source) -> None:
+    source.config["is_causal"] = False
+    refused(source.write(), "config.json", "is_causal = False")
+
+
 def test_impossible_shape_names_the_file(source: Source) -> None:
     source.config["n_head"] = 5
     source.config.pop("num_attention_heads", None)

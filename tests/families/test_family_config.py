@@ -1,6 +1,7 @@
 """config.json both ways; what would load and then give wrong numbers is refused."""
 
 import re
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -152,10 +153,76 @@ def test_rotary_words_of_before_and_after_transformers_5_mean_the_same(old: Any,
         ({"rope_type": "llama3", **BANDS, "low_freq_factor": 4.0}, "low_freq_factor 4.0 must be below"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
         ({"partial_rotary_factor": "all"}, "partial_rotary_factor = 'all'"),
-        ({"partial_rotary_factor": 0.4}, "3 dimensions of a head are rotary, which is not even"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5, a variant that is not supported"),
         ([2.0], r"rope_scaling = \[2.0\], which is no table"),
     ],
 )
 def test_rotary_positions_we_do_not_have_are_refused(rope: Any, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         to_config(LLAMA | {"rope_scaling": rope})
+
+
+def test_share_of_a_head_that_cannot_turn_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="3 dimensions of a head are rotary, which is not even"):
+        to_config(PHI | {"partial_rotary_factor": 0.4})
+
+
+@pytest.mark.parametrize("raw", [FALCON, MISTRAL, MIXTRAL], ids=lambda raw: raw["model_type"])
+def test_share_of_heads_that_are_rotary_as_a_whole_is_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor = 0\.5"):
+        to_config(raw | {"partial_rotary_factor": 0.5})
+    assert to_config(raw | {"partial_rotary_factor": 1.0}) == to_config(raw)
+
+
+LINEAR = SCALED | {"rope_type": "linear"}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 4.0, "rope_theta": 5e3}},
+        {"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default", "rope_theta": 5e3}},
+        {"rope_scaling": BANDS | {"rope_type": "llama3"}, "original_max_position_embeddings": 8},
+    ],
+)
+def test_rotary_words_that_contradict_each_other_are_settled_as_by_transformers(rope: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(**LLAMA, **deepcopy(rope))  # which is changed on the way
+    theirs = AutoModelForCausalLM.from_config(config).config.rope_parameters
+    assert to_config(LLAMA | rope) == to_config(LLAMA | {"rope_parameters": theirs})
+
+
+@pytest.mark.parametrize(
+    ("raw", "more"),
+    [
+        (BLOOM, {"num_attention_heads": 4}),
+        (GPT2, {"num_attention_heads": 4}),
+        (STARCODER, {"max_position_embeddings": 50}),
+        (MIXTRAL, {"num_experts": 3}),
+    ],
+    ids=lambda part: part.get("model_type", ""),
+)
+def test_two_names_of_one_size_that_differ_are_refused(raw: dict[str, Any], more: dict[str, int]) -> None:
+    name, value = next(iter(more.items()))
+    with pytest.raises(CheckpointError, match=f"and {name} = {value}, which are names of one size"):
+        to_config(raw | more)
+
+
+def test_old_context_of_gpt2_is_not_asked_where_there_is_a_new_one() -> None:
+    assert to_config(GPT2 | {"n_ctx": 20}) == to_config(GPT2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [(FALCON, key) for key in ("alibi", "multi_query", "parallel_attn", "new_decoder_architecture")]
+    + [(STARCODER, "multi_query")],
+)
+@pytest.mark.parametrize("value", ["false", 0, []])
+def test_yes_or_no_that_is_neither_is_refused(raw: dict[str, Any], key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"{key} = {value!r}: it must be true or false")):
+        to_config(raw | {key: value})
+
+
+@pytest.mark.parametrize("value", ["x", [8], {"a": 8}, 8.0, float("inf"), 0])
+def test_head_size_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"head_dim|dims"):
+        to_config(LLAMA | {"head_dim": value})

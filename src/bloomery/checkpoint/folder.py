@@ -15,6 +15,7 @@ from bloomery.checkpoint.manifest import Manifest
 from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
 from bloomery.families import FAMILIES, Family
+from bloomery.families.words import refuse_unless
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 
@@ -143,10 +144,23 @@ def describe(file: Path, raw: Mapping[str, Any]) -> tuple[Family, DecoderConfig]
         raise CheckpointError(
             f"{file}: model_type {ascii(name)[:200]} is not a family we know{asks}: take one of {', '.join(FAMILIES)}"
         )
+    _refuse_quantized(file, raw)
     try:
+        refuse_unless(raw, is_causal=True)
         return FAMILIES[name], FAMILIES[name].to_config(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
+
+
+def _refuse_quantized(file: Path, raw: Mapping[str, Any]) -> None:
+    """Also where the weights are plain: transformers would quantize them while loading."""
+    how = raw.get("quantization_config")
+    if how:
+        kind = how.get("quant_method") if isinstance(how, dict) else how
+        raise CheckpointError(
+            f"{file}: quantization_config says that the weights are quantized ({ascii(kind)[:80]}), which is not "
+            "supported: take the model in fp32, fp16 or bf16"
+        )
 
 
 def foreign_code(raw: Mapping[str, Any]) -> list[str]:

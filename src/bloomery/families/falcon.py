@@ -6,18 +6,18 @@ Their fused qkv is grouped as ours in all of them.
 from typing import Any
 
 from bloomery.families.rules import Family, Raw, Rule
-from bloomery.families.words import activation, from_rotary, head_size, require, rotary, their_activation
+from bloomery.families.words import activation, flag, from_rotary, head_size, require, rotary, their_activation
 from bloomery.model.config import DecoderConfig, Residual
 
 
 def to_config(raw: Raw) -> DecoderConfig:
     hidden = require(raw, "hidden_size", "n_embed")
     heads = require(raw, "num_attention_heads", "n_head")
-    head_dim, alibi, bias = head_size(hidden, heads), raw.get("alibi", False), raw.get("bias", False)
-    if raw.get("new_decoder_architecture"):
+    head_dim, alibi, bias = head_size(hidden, heads), flag(raw, "alibi", False), raw.get("bias", False)
+    if flag(raw, "new_decoder_architecture", False):
         kv_heads = raw.get("num_kv_heads") or raw.get("n_head_kv") or heads
     else:
-        kv_heads = 1 if raw.get("multi_query", True) else heads
+        kv_heads = 1 if flag(raw, "multi_query", True) else heads
     return DecoderConfig(
         vocab_size=require(raw, "vocab_size"),
         hidden_size=hidden,
@@ -39,8 +39,8 @@ def to_config(raw: Raw) -> DecoderConfig:
 
 
 def _residual(raw: Raw) -> Residual:
-    if not raw.get("new_decoder_architecture"):
-        return "parallel_one_norm" if raw.get("parallel_attn", True) else "sequential"
+    if not flag(raw, "new_decoder_architecture", False):
+        return "parallel_one_norm" if flag(raw, "parallel_attn", True) else "sequential"
     return "parallel_one_norm" if raw.get("num_ln_in_parallel_attn") == 1 else "parallel"
 
 

@@ -20,7 +20,7 @@ def to_config(raw: Raw) -> DecoderConfig:
         num_kv_heads=heads,
         head_dim=head_size(hidden, heads),
         ffn_size=raw.get("n_inner") or 4 * hidden,
-        max_seq_len=require(raw, "n_positions", "n_ctx"),
+        max_seq_len=require({"n_positions": raw.get("n_ctx"), **raw}, "n_positions"),  # n_ctx may differ: not read
         positions="learned",
         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
         activation=activation(raw, "activation_function", "gelu_new"),

@@ -11,7 +11,7 @@ from bloomery.model.config import DecoderConfig
 def common_sizes(raw: Raw) -> dict[str, Any]:
     """What config.json says in the words that these models share."""
     hidden, heads = require(raw, "hidden_size"), require(raw, "num_attention_heads")
-    head_dim = raw.get("head_dim") or head_size(hidden, heads)
+    head_dim = head_size(hidden, heads) if raw.get("head_dim") is None else require(raw, "head_dim")
     return {
         "vocab_size": require(raw, "vocab_size"),
         "hidden_size": hidden,

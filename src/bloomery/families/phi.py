@@ -22,7 +22,7 @@ def to_config(raw: Raw) -> DecoderConfig:
         ffn_size=require(raw, "intermediate_size"),
         max_seq_len=require(raw, "max_position_embeddings"),
         positions="rotary",
-        rotary=rotary({"partial_rotary_factor": 0.5} | dict(raw), head_dim),
+        rotary=rotary(raw, head_dim, share=0.5),
         residual="parallel_one_norm",
         norm_eps=raw.get("layer_norm_eps", 1e-5),
         activation=activation(raw, "hidden_act", "gelu_new"),

@@ -6,7 +6,7 @@ Their fused qkv is grouped as ours.
 from typing import Any
 
 from bloomery.families.rules import Family, Raw, Rule
-from bloomery.families.words import activation, head_size, refuse_unless, require, their_activation
+from bloomery.families.words import activation, flag, head_size, refuse_unless, require, their_activation
 from bloomery.model.config import DecoderConfig
 
 
@@ -19,7 +19,7 @@ def to_config(raw: Raw) -> DecoderConfig:
         hidden_size=hidden,
         num_layers=require(raw, "n_layer", "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=1 if raw.get("multi_query", True) else heads,
+        num_kv_heads=1 if flag(raw, "multi_query", True) else heads,
         head_dim=head_size(hidden, heads),
         ffn_size=raw.get("n_inner") or 4 * hidden,
         max_seq_len=require(raw, "n_positions", "max_position_embeddings"),

@@ -8,18 +8,33 @@ from bloomery.model.config import DecoderConfig, RotaryConfig, RotaryScaling
 
 
 def require(raw: Raw, *names: str) -> Any:
-    """The first of several spellings of a size in config.json.
+    """A size in config.json that has several spellings.
 
     Raises:
-        CheckpointError: none of them is there, or it is no whole number.
+        CheckpointError: none of them is there, it is no whole number, or two are there and differ.
     """
-    for name in names:
-        value = raw.get(name)
-        if value is not None:
-            if not isinstance(value, int):
-                raise CheckpointError(f"config.json has {name} = {value!r}, which is no whole number: check it")
-            return value
-    raise CheckpointError(f"config.json has no '{names[0]}': the model's shape cannot be known without it")
+    given = {name: raw[name] for name in names if raw.get(name) is not None}
+    if not given:
+        raise CheckpointError(f"config.json has no '{names[0]}': the model's shape cannot be known without it")
+    for name, value in given.items():
+        if not isinstance(value, int):
+            raise CheckpointError(f"config.json has {name} = {value!r}, which is no whole number: check it")
+    if len(set(given.values())) > 1:
+        both = " and ".join(f"{name} = {value}" for name, value in given.items())
+        raise CheckpointError(f"config.json has {both}, which are names of one size: remove the wrong one")
+    return next(iter(given.values()))
+
+
+def flag(raw: Raw, name: str, default: bool) -> bool:
+    """A yes or no in config.json; null is no, as to transformers.
+
+    Raises:
+        CheckpointError: it is neither, such as the text "false", which would pass as yes.
+    """
+    value = raw.get(name, default)
+    if value is not None and type(value) is not bool:
+        raise CheckpointError(f"config.json has {name} = {value!r}: it must be true or false")
+    return bool(value)
 
 
 def refuse_unless(raw: Raw, **expected: Any) -> None:
@@ -73,24 +88,26 @@ def their_activation(config: DecoderConfig, gelu_tanh: str = "gelu_new") -> str:
     return {"gelu_tanh": gelu_tanh}.get(config.activation, config.activation)
 
 
-def rotary(raw: Raw, head_dim: int) -> RotaryConfig:
+def rotary(raw: Raw, head_dim: int, share: float | None = None) -> RotaryConfig:
     """Rotary positions as config.json has them: `rope_parameters`, or `rope_theta`, `partial_rotary_factor` and
     `rope_scaling` as before transformers 5.
 
+    Args:
+        share: how much of each head is rotary where config.json does not say; None: all, whatever config.json says.
+
     Raises:
-        CheckpointError: a kind of scaling that we do not have, or one without its numbers.
+        CheckpointError: a kind of scaling that we do not have, one without its numbers, or a share of heads that are
+            rotary as a whole.
     """
     rope = {key: raw[key] for key in ("rope_theta", "partial_rotary_factor") if raw.get(key) is not None}
-    for table in ("rope_scaling", "rope_parameters"):
-        more = raw.get(table) or {}
-        if not isinstance(more, dict):
-            raise CheckpointError(f"config.json has {table} = {more!r}, which is no table: check it")
-        rope |= more
+    rope |= _rope_table(raw)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROTARY_SCALING:
         known = ", ".join(ROTARY_SCALING)
         raise CheckpointError(f"config.json scales its rotary positions by {kind!r}, which is not one of: {known}")
-    share = rope.get("partial_rotary_factor", 1.0)
+    if share is None:  # transformers ignores it here, or fails
+        refuse_unless(rope, partial_rotary_factor=1.0)
+    share = rope.get("partial_rotary_factor", share or 1.0)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise CheckpointError(f"config.json has partial_rotary_factor = {share!r}: it must be above 0, and at most 1")
     scaling = ROTARY_SCALING[kind]
@@ -99,6 +116,16 @@ def rotary(raw: Raw, head_dim: int) -> RotaryConfig:
     except KeyError as error:
         raise CheckpointError(f"config.json scales its rotary positions by {kind!r}, but has no {error}") from None
     return RotaryConfig(dims=int(head_dim * share), theta=rope.get("rope_theta", 10000.0), scaling=scaling, **more)
+
+
+def _rope_table(raw: Raw) -> dict[str, Any]:
+    """Of the new and the old table the old one, where there are both, and what stands outside: as transformers."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if raw.get(name) and not isinstance(raw[name], dict):
+            raise CheckpointError(f"config.json has {name} = {raw[name]!r}, which is no table: check it")
+    table = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    outside = raw.get("original_max_position_embeddings")
+    return table if outside is None else table | {"original_max_position_embeddings": outside}
 
 
 def from_rotary(config: DecoderConfig) -> dict[str, Any]:
