@@ -77,4 +77,5 @@ def assert_same_tensors(one: Folder, other: Folder) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    files = (file for file in sorted(folder.rglob("*")) if not file.is_dir())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}

@@ -296,7 +296,7 @@ def test_an_empty_folder_is_filled(folder: Folder, tmp_path: Path) -> None:
     assert make_store(folder, tmp_path / "store").manifest is not None
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "model"])
+@pytest.mark.parametrize("what", ["file", "folder", "model", "another manifest", "store with a folder in it"])
 def test_what_is_no_store_is_never_replaced(folder: Folder, tmp_path: Path, what: str) -> None:
     target = tmp_path / "target"
     if what == "file":
@@ -304,6 +304,11 @@ def test_what_is_no_store_is_never_replaced(folder: Folder, tmp_path: Path, what
     elif what == "folder":
         target.mkdir()
         (target / "thesis.txt").write_text("mine")
+    elif what == "another manifest":
+        target.mkdir()
+        (target / "manifest.json").write_text('{"manifest_version": 3}')
+    elif what == "store with a folder in it":
+        make_store(folder, make_store(folder, target).path / "inside")
     else:
         shutil.copytree(folder.path, target)
     before = contents(target) if target.is_dir() else target.read_bytes()

@@ -256,17 +256,25 @@ def test_parent_without_permission_is_named(either: Tiny, tmp_path: Path) -> Non
         exported(either, tmp_path / "locked" / "model")
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("what", ["file", "folder", "another config.json", "a model with a folder in it"])
 def test_what_is_no_model_is_never_replaced(either: Tiny, tmp_path: Path, what: str) -> None:
     target = tmp_path / "target"
     if what == "file":
         target.write_text("mine")
+    elif what == "another config.json":
+        target.mkdir()
+        (target / "config.json").write_text("{}")
     else:
+        if what == "a model with a folder in it":
+            exported(either, target)
         (target / "sub").mkdir(parents=True)
         (target / "sub" / "thesis.txt").write_text("mine")
+    before = target.read_bytes() if what == "file" else contents(target)
     with pytest.raises(UsageError, match="not a model folder"):
         exported(either, target)
-    assert (target if what == "file" else target / "sub" / "thesis.txt").read_text() == "mine"
+    assert (target.read_bytes() if what == "file" else contents(target)) == before
+    if target.is_dir() and what != "another config.json":
+        assert (target / "sub" / "thesis.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 

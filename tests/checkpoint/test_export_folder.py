@@ -108,7 +108,7 @@ def test_a_second_copy_of_a_tied_head_and_masks_are_left_out(
 def test_all_words_of_the_configuration_and_all_files_are_kept(
     source: Source, origin: Callable[[Path], Folder], tmp_path: Path
 ) -> None:
-    source.config |= {"n_embed": 3, "torch_dtype": "float32", "my_own": {"word": [1, None]}}
+    source.config |= {"torch_dtype": "float32", "my_own": {"word": [1, None]}}
     source.config.pop("dtype", None)
     path = source.write()
     beside = {"config.json": json.dumps(source.config, indent=7).encode(), "merges.txt": b"a b\n", "LICENSE": b"mine"}

@@ -345,3 +345,13 @@ def test_pickled_storage_beyond_the_file_is_refused(source: Source) -> None:
     assert whole.count(b"J" + claim) == 2  # of the storage, and of the tensor
     (folder / "pytorch_model.bin").write_bytes(whole.replace(b"J" + claim, b"J" + struct.pack("<i", 2**31 - 1)))
     refused(folder, "pytorch_model.bin", "fetch")
+
+
+def test_a_folder_whose_fetch_was_not_finished_is_refused(source: Source) -> None:
+    """It may have everything but the ids that end a text."""
+    folder = source.write()
+    (folder / ".fetching").write_text(json.dumps({"files": [{"path": "generation_config.json", "size": 9}]}))
+    with pytest.raises(CheckpointError, match=r"fetching it was not finished, generation_config\.json is missing"):
+        read_folder(folder)
+    (folder / "generation_config.json").write_text('{"a": 1}\n')  # of its full size
+    assert read_folder(folder).generation == {"a": 1}

@@ -283,3 +283,18 @@ def test_a_link_out_of_a_store_is_refused(store: Path, tmp_path: Path) -> None:
     (store / FIRST).rename(tmp_path / "elsewhere")
     (store / FIRST).symlink_to(tmp_path / "elsewhere")
     refused(store, FIRST, "link")
+
+
+def test_a_manifest_that_names_another_dtype_than_the_weights_have_is_refused(store: Path) -> None:
+    file = store / "manifest.json"
+    described = json.loads(file.read_text())
+    assert described["dtype"] == "float32"
+    file.write_text(json.dumps(described | {"dtype": "float16"}))
+    with pytest.raises(CheckpointError, match="its manifest says float16, but weights are float32"):
+        open_tensors(read_folder(store))
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_used(store: Path) -> None:
+    (store / "added_tokens.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json is not one of the store's files"):
+        read_folder(store)

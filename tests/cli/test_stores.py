@@ -349,3 +349,25 @@ def test_info_lists_what_is_here(
     assert found[f"org/name@{'a' * 40}"]["path"] == str(ours)
     for name in found:
         info(capsys, name, "--offline")
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--revision", "main"], ["--token", "hf_x"], ["--offline"]):
+        assert main(["convert", "--shape", "gpt2", str(tmp_path / "new"), *words]) == 2
+        assert "leave --revision, --token and --offline out" in capsys.readouterr().err
+    assert main(["info", "--revision", "main"]) == 2
+    assert "--revision is for a model of the Hub" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_verify_tells_what_it_found_before_the_answers_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_talker(tmp_path / "nan")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.ln_f.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    assert main(["verify", str(folder), "--json"]) == 1
+    found = rows(capsys.readouterr().out)
+    assert [(row["check"], row["passed"]) for row in found] == [("structure", True), ("answers", False)]
+    assert "not finite" in found[1]["detail"]

@@ -31,7 +31,7 @@ from bloomery.checkpoint.write import (
     write_json,
 )
 from bloomery.disk.lock import only_writer
-from bloomery.disk.place import Resumable, refuse_without_room, sync_folder, trade_places
+from bloomery.disk.place import Resumable, refuse_fixed, refuse_without_room, sync_folder, trade_places
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import cut_of
@@ -100,6 +100,7 @@ def convert(
         raise UsageError(f"jobs is {jobs}: give at least 1")
     plan = make_plan(origin.config, origin.tensors.kind, dtype, tp, file_bytes)
     target = target.resolve()  # where a link points to, not the link, is replaced
+    refuse_fixed(target)
     if target.exists() and not _may_be_replaced(target):
         raise UsageError(f"{target} is there and is no store: choose a new or an empty folder")
     options = {"dtype": dtype and dtype_name(dtype), "tp": tp, "file_bytes": file_bytes, "version": manifest.VERSION}
@@ -124,7 +125,12 @@ def convert(
 
 
 def _may_be_replaced(target: Path) -> bool:
-    return target.is_dir() and ((target / manifest.NAME).exists() or not any(target.iterdir()))
+    """An empty folder, or a store, however damaged. Others have a manifest.json too, and a store has no folders."""
+    if not target.is_dir() or any(entry.is_dir() for entry in target.iterdir()):
+        return False
+    described = target / manifest.NAME
+    ours = described.is_file() and manifest.FORMAT.encode() in described.read_bytes()
+    return ours or any(target.glob("weights-*.safetensors")) or not any(target.iterdir())
 
 
 def _refuse(target: Path) -> None:

@@ -18,7 +18,7 @@ from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import FileWriter, lay_out, write_bytes, write_json
 from bloomery.disk.paths import contained
-from bloomery.disk.place import refuse_without_room, replacing_folder, sync_folder
+from bloomery.disk.place import refuse_fixed, refuse_without_room, replacing_folder, sync_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families.rules import Family
 from bloomery.model.config import DecoderConfig
@@ -188,6 +188,7 @@ class _Export:
 
     def write(self, target: Path, beside: Mapping[str, bytes], moved: Moved) -> Exported:
         target = target.resolve()  # where a link points to, not the link, is replaced
+        refuse_fixed(target)
         if target.exists() and not _may_be_replaced(target):
             raise UsageError(f"{target} is there and is not a model folder: choose a new or an empty folder")
         try:
@@ -232,7 +233,11 @@ class _Export:
 
 
 def _may_be_replaced(target: Path) -> bool:
-    return target.is_dir() and ((target / "config.json").exists() or not any(target.iterdir()))
+    """An empty folder, or a model's. Others have a config.json too, and what lies in subfolders is no model's."""
+    if not target.is_dir() or any(entry.is_dir() for entry in target.iterdir()):
+        return False
+    described = target / "config.json"
+    return (described.is_file() and b'"model_type"' in described.read_bytes()) or not any(target.iterdir())
 
 
 def _shards(parts: list[_Part], shard_bytes: int) -> list[list[_Part]]:

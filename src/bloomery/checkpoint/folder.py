@@ -16,6 +16,7 @@ from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
 from bloomery.families import FAMILIES, Family
 from bloomery.families.words import refuse_unless
+from bloomery.hub import snapshots
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 
@@ -94,6 +95,7 @@ def read_folder(path: Path) -> Folder:
     Raises:
         CheckpointError: a file is missing, damaged or lies elsewhere, or the family is not one of ours.
     """
+    _refuse_unfinished(path)
     raw = read_json(contained(path, "config.json"), "a model folder needs one")
     family, config = describe(path / "config.json", raw)
     generation = contained(path, "generation_config.json")
@@ -116,6 +118,16 @@ def read_folder(path: Path) -> Folder:
     return folder
 
 
+def _refuse_unfinished(path: Path) -> None:
+    """A folder that is being fetched may have everything but what ends a text, and would run without it."""
+    marker = snapshots.read_marker(path)
+    left = snapshots.missing(path, snapshots.unfinished_files(path)) if marker is None or not marker.complete else []
+    if left:
+        raise CheckpointError(
+            f"{path}: fetching it was not finished, {left[0]} is missing: run the same bloomery fetch again"
+        )
+
+
 def _store(path: Path, family: Family, config: DecoderConfig) -> Manifest | None:
     """The manifest of a store, which must be of the model that config.json is of."""
     file = contained(path, manifest.NAME)
@@ -125,6 +137,10 @@ def _store(path: Path, family: Family, config: DecoderConfig) -> Manifest | None
             f"{file} is of a {store.family} of another shape than config.json, or than it is understood now: "
             "convert the store again"
         )
+    beside = ("config.json", "generation_config.json", *TOKENIZER_FILES, *BESIDE_TOKENIZER)
+    unlisted = [name for name in beside if store is not None and name not in store.files and (path / name).exists()]
+    if unlisted:
+        raise CheckpointError(f"{path}: {unlisted[0]} is not one of the store's files: remove it, or convert again")
     return store
 
 

@@ -15,7 +15,7 @@ from bloomery.checkpoint.folder import Folder
 from bloomery.checkpoint.header import Kind, shown
 from bloomery.checkpoint.precision import dtype_name
 from bloomery.checkpoint.random import random_tensors
-from bloomery.checkpoint.tensors import WEIGHT_DTYPES, FolderTensors, KnownTensors
+from bloomery.checkpoint.tensors import EMBEDDING, WEIGHT_DTYPES, FolderTensors, KnownTensors
 from bloomery.checkpoint.write import PADDING
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.model.layout import Cut, check_tp, cut_of, shapes
@@ -164,6 +164,10 @@ class StoreTensors:
             raise CheckpointError(f"{file.path}: tensor '{name}' is {dtype_name(dtype)}: {AGAIN}")
 
     def _check_dtypes(self) -> None:
+        assert self.folder.manifest is not None
+        said, is_ = self.folder.manifest.dtype, dtype_name(self.files[0][EMBEDDING].kind(EMBEDDING).dtype)
+        if said != is_:
+            raise CheckpointError(f"{self.folder.path}: its manifest says {said}, but weights are {is_}: {AGAIN}")
         for name in self.shapes:
             dtypes = {dtype_name(files[name].kind(name).dtype) for files in self.files}
             if len(dtypes) > 1:

@@ -38,6 +38,8 @@ def _origin(options: ConvertOptions) -> tuple[Origin, Path]:
     if options.shape is not None:  # no source, so that the one place named is the target
         if bool(options.source) == bool(options.target):
             raise UsageError("a shape and a folder for the store are needed: bloomery convert --shape NAME TARGET")
+        if options.revision is not None or options.token is not None or options.offline:
+            raise UsageError("a shape is made here: leave --revision, --token and --offline out")
         origin = random_origin(options.shape, options.shape_seed or 0, pick_dtype(options.dtype))
         return origin, Path(options.source or options.target).expanduser()
     if options.shape_seed is not None:

@@ -39,6 +39,8 @@ def run(options: InfoOptions) -> int:
     """Print facts; always 0 unless the model cannot be read. No weights are read, only what the files say of them."""
     if not options.model and (options.tokens is not None or options.batch != 1):
         raise UsageError("--tokens and --batch are for a model: give one, such as bloomery info dickens --tokens 512")
+    if not options.model and options.revision is not None:
+        raise UsageError("--revision is for a model of the Hub: name one")
     facts: dict[str, Facts] = {"machine": _machine()}
     if options.model:
         where = resolve(options.model, options.revision, options.offline, options.token)

@@ -64,7 +64,13 @@ def run(options: VerifyOptions) -> int:
     rows: list[Row] = []
     passed = all(check.passed for check in checks)
     if passed and folder is not None and not options.files_only:
-        rows = _answers(folder, options)
+        try:
+            rows = _answers(folder, options)
+        except UsageError:
+            raise
+        except BloomeryError as error:  # such as logits that are not finite: what has been found is still told
+            checks.append(Check("answers", False, str(error)))
+            passed = False
     if options.json:
         entries: list[Check | Row] = [*checks, *rows]
         for entry in entries:

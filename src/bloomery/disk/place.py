@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bloomery.errors import CheckpointError
+from bloomery.errors import CheckpointError, UsageError
 from bloomery.progress import as_size
 
 
@@ -27,6 +27,18 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         trade_places(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def refuse_fixed(target: Path) -> None:
+    """Refuse a folder whose place no other can take, before anything is written.
+
+    Raises:
+        UsageError: it is a mount point, or the current folder or above it, which would vanish under whoever is there.
+    """
+    if target.is_mount():
+        raise UsageError(f"{target} is a mount point, and no folder can take its place: name a folder in it")
+    if Path.cwd().is_relative_to(target):
+        raise UsageError(f"{target} is where you stand, and another folder would take its place: name a folder in it")
 
 
 def trade_places(fresh: Path, target: Path) -> None:
