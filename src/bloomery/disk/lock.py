@@ -26,6 +26,36 @@ def only_writer(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that nobody takes it for one that a killed process left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _try_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether whoever made the folder is gone; False where that cannot be known."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def _lock(descriptor: int, file: Path, waiting: Callable[[], None]) -> None:
     try:
         import fcntl  # not on every system

@@ -1,15 +1,20 @@
 """How a folder appears: written beside its place, then put into it in one step. Knows nothing of what is in it."""
 
 import ctypes
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import time
 
+from bloomery.disk.lock import held, is_abandoned
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.progress import as_size
+
+UNFINISHED = ".unfinished"
 
 
 class Resumable(CheckpointError):
@@ -18,15 +23,27 @@ class Resumable(CheckpointError):
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not."""
+    """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not.
+
+    What a killed process left of such a folder goes, too.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    for left in _left_behind(target):
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
     try:
-        yield fresh
-        fresh.chmod(0o755)
-        trade_places(fresh, target)
+        with held(fresh):
+            yield fresh
+            fresh.chmod(0o755)
+            trade_places(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _left_behind(target: Path) -> list[Path]:
+    """Folders of killed processes. One that is a moment old may not be held yet by the process that makes it."""
+    found = target.parent.glob(f".{glob.escape(target.name)}.*{UNFINISHED}")
+    return [left for left in found if left.is_dir() and time() - left.stat().st_mtime > 60 and is_abandoned(left)]
 
 
 def refuse_fixed(target: Path) -> None:
