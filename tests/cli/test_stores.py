@@ -137,6 +137,21 @@ def test_what_is_compared_is_said(
     assert "transformers is not installed" in err
 
 
+def test_another_model_under_the_sources_name_is_not_compared_with(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(folder, tmp_path / "source"))
+    assert main(["convert", str(source), str(tmp_path / "store")]) == 0
+    tensors = load_file(source / "model.safetensors")
+    tensors["transformer.word_embeddings.weight"][3] += 1
+    save_file(tensors, source / "model.safetensors")
+    capsys.readouterr()
+    code, found, err = verify(capsys, tmp_path / "store")
+    assert (code, len(found)) == (0, 1)
+    assert "not compared" in err
+    assert "but other weights" in err
+
+
 def test_a_flipped_bit_is_found_by_its_hash_alone(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = next(store.glob("weights-001-*"))
     content = bytearray(file.read_bytes())

@@ -123,9 +123,12 @@ def _reference(folder: Folder) -> tuple[Path | None, str]:
         here = read_folder(resolve(name, revision if is_hub_name(name) else None, offline=True))
     if here is None or here.manifest is not None or here.config != folder.config:
         return None, f"{name}, which the store was made from, is not here, and transformers reads no stores"
-    kept, source = (dtype_name(open_tensors(one).kind(EMBEDDING).dtype) for one in (folder, here))
-    if kept != source:
+    ours, theirs = (open_tensors(one).read(EMBEDDING) for one in (folder, here))
+    if ours.dtype != theirs.dtype:
+        kept, source = dtype_name(ours.dtype), dtype_name(theirs.dtype)
         return None, f"the store is in {kept}, and {here.path}, which it was made from, in {source}"
+    if not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):  # a name may by now be another model's
+        return None, f"{here.path} has the name of what the store was made from, but other weights"
     return here.path, ""
 
 
