@@ -3,7 +3,7 @@
     converting.py SOURCE TARGET JOBS TP PLACE
 
 PLACE is "tensor:5" (before the fifth tensor is read), "folder" (before the files beside the weights are written),
-"rename" (before the store takes its place), "renamed" (after it has), "worker" (in another process) or "end".
+"rename" (before the store takes its place), "renamed" (after it has), "thread" (in a thread that writes) or "end".
 """
 
 import sys
@@ -73,7 +73,7 @@ def main(source: str, target: str, jobs: str, tp: str, place: str) -> None:
     if place == "renamed":
         converter.trade_places = stopping_after(converter.trade_places)
     object.__setattr__(origin, "tensors", Stopping(origin.tensors, number))
-    object.__setattr__(origin, "reopen", partial(reopened, folder.path, 2 if place == "worker" else -1))
+    object.__setattr__(origin, "reopen", partial(reopened, folder.path, 2 if place == "thread" else -1))
     converter.convert(origin, Path(target), jobs=int(jobs), tp=int(tp), file_bytes=6_000)
 
 

@@ -1,15 +1,16 @@
-"""A model's tensors -> a store, one tensor at a time, in several processes, to be continued when killed.
+"""A model's tensors -> a store, one tensor at a time, in several threads, to be continued when killed.
 
 Knows neither where the tensors come from nor what they are for: an `Origin` says it.
 """
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -19,25 +20,26 @@ from bloomery.checkpoint.journal import Journal
 from bloomery.checkpoint.manifest import FileFacts, Manifest, Source
 from bloomery.checkpoint.plan import Group, Plan, make_plan
 from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.replace import refuse_others
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
-from bloomery.checkpoint.workers import in_processes
 from bloomery.checkpoint.write import (
-    HASHED_LATER,
+    READ_LATER,
     FileWriter,
-    Hashing,
+    ReadingBack,
     Written,
     read_back,
     write_bytes,
     write_json,
 )
 from bloomery.disk.lock import only_writer
-from bloomery.disk.place import Resumable, refuse_fixed, refuse_without_room, sync_folder, trade_places
+from bloomery.disk.place import Resumable, refuse_without_room, sync_folder, trade_places
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
+from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import cut_of
 
 FILE_BYTES = 2**29
-"""Where a new file begins: what a killed conversion loses, and a process writes at a time. A tensor stays whole."""
+"""Where a new file begins: what a killed conversion loses, and a thread writes at a time. A tensor stays whole."""
 
 Moved = Callable[[int], None]
 """Is told how many bytes have been written since it was last told."""
@@ -47,7 +49,7 @@ Moved = Callable[[int], None]
 class Origin:
     """Where a store comes from.
 
-    `reopen` gives the same tensors in another process. `files` go into the store as they are: config.json must be one
+    `reopen` gives the same tensors to another thread. `files` go into the store as they are: config.json must be one
     of them. `identity` differs when the numbers or files do: what has been begun is continued only from the same.
     """
 
@@ -89,7 +91,7 @@ def convert(
     Args:
         dtype: None keeps each tensor's own.
         tp: into how many ranks' portions the weights are cut.
-        jobs: processes that write, each a whole file of every rank at a time.
+        jobs: threads that write, each a whole file of every rank at a time.
         begun: is told the bytes of all weights, and how many of them are finished.
 
     Raises:
@@ -100,9 +102,7 @@ def convert(
         raise UsageError(f"jobs is {jobs}: give at least 1")
     plan = make_plan(origin.config, origin.tensors.kind, dtype, tp, file_bytes)
     target = target.resolve()  # where a link points to, not the link, is replaced
-    refuse_fixed(target)
-    if target.exists() and not _may_be_replaced(target):
-        raise UsageError(f"{target} is there and is no store: choose a new or an empty folder")
+    refuse_others(target, "store", ("weights-*.safetensors", journal.NAME), (manifest.NAME, manifest.FORMAT.encode()))
     options = {"dtype": dtype and dtype_name(dtype), "tp": tp, "file_bytes": file_bytes, "version": manifest.VERSION}
     identity = {"origin": origin.identity, "config": asdict(origin.config)} | options
     unfinished = target.with_name(f".{target.name}.converting")
@@ -124,15 +124,6 @@ def convert(
     raise refused
 
 
-def _may_be_replaced(target: Path) -> bool:
-    """An empty folder, or a store, however damaged. Others have a manifest.json too, and a store has no folders."""
-    if not target.is_dir() or any(entry.is_dir() for entry in target.iterdir()):
-        return False
-    described = target / manifest.NAME
-    ours = described.is_file() and manifest.FORMAT.encode() in described.read_bytes()
-    return ours or any(target.glob("weights-*.safetensors")) or not any(target.iterdir())
-
-
 def _refuse(target: Path) -> None:
     raise UsageError(f"another process is converting into {target}: wait for it, or choose another folder")
 
@@ -147,9 +138,9 @@ def write_group(
         OSError: the disk does not take it.
     """
     with ExitStack() as stack:
-        hashing = stack.enter_context(Hashing())
+        reading = stack.enter_context(ReadingBack())
         files = zip(group.files, plan.layouts(group), strict=True)
-        writers = [stack.enter_context(FileWriter(folder / file, layout, hashing)) for file, layout in files]
+        writers = [stack.enter_context(FileWriter(folder / file, layout, reading)) for file, layout in files]
         written: deque[str] = deque()
         for place, name in enumerate(group.names):
             tensor = tensors.read(name)
@@ -160,7 +151,7 @@ def write_group(
                 moved(part.numel() * group.kinds[place].dtype.itemsize)
             del tensor, part
             written.append(name)
-            if len(written) > HASHED_LATER:  # what is still being hashed would be read again
+            if len(written) > READ_LATER:  # what is still being compared would be read again
                 tensors.release(written.popleft())
         results = [writer.finish() for writer in writers]
         for name in written:
@@ -188,6 +179,8 @@ class _Work:
         except BaseException as error:
             if done and (isinstance(error, Resumable) or not isinstance(error, BloomeryError)):
                 self.journal.sweep()
+                if not isinstance(error, Exception):  # Ctrl-C; errors say it themselves
+                    logger.info("stopped: %d finished files are kept, and the same command goes on", len(done))
             else:  # nothing is finished, or the same would be refused again
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -202,19 +195,14 @@ class _Work:
         return Converted(described, total, total - left)
 
     def _write(self, pending: list[Group], moved: Moved) -> None:
-        """Write what is missing, and read back all there is, a file behind the writing."""
-        folder = self.journal.folder
-        readers = ThreadPoolExecutor(self.jobs)
-        try:
-            # What an earlier run has written comes from the disk; what this one has, from wherever the system has it.
-            checks = {file: readers.submit(read_back, folder / file) for file in self.journal.done}
-            for group, written in self._written(pending, moved):
+        """Write what is missing; meanwhile read what an earlier run has written, from the disk."""
+        folder, earlier = self.journal.folder, dict(self.journal.done)
+        with _in_threads(self.jobs) as reader, closing(self._written(pending, moved)) as groups:
+            checks = {file: reader.submit(read_back, folder / file) for file in earlier}
+            for group, written in groups:
                 for file, facts in zip(group.files, written, strict=True):
                     self.journal.add(file, facts)
-                    checks[file] = readers.submit(read_back, folder / file, from_disk=False)
-            wrong = [file for file, check in checks.items() if check.result() != self.journal.done[file]]
-        finally:
-            readers.shutdown(cancel_futures=True)
+            wrong = [file for file, check in checks.items() if check.result() != earlier[file]]
         for file in wrong:
             self.journal.drop(file)
         if wrong:
@@ -222,16 +210,29 @@ class _Work:
                 f"{folder / wrong[0]} is not read back as it was written: check the disk, then run it again"
             )
 
-    def _written(self, pending: list[Group], moved: Moved) -> Iterator[tuple[Group, list[Written]]]:
+    def _written(self, pending: list[Group], moved: Moved) -> Generator[tuple[Group, list[Written]]]:
         folder, source = self.journal.folder, self.origin.source.name
         if self.jobs == 1 or len(pending) < 2:
             for group in pending:
                 yield group, write_group(self.origin.tensors, self.plan, group, folder, source, moved)
             return
-        work = [(self.origin.reopen, self.plan, group, folder, source) for group in pending]
-        for number, written in in_processes(self.jobs, _reopened, work):
-            yield pending[number], written
-            moved(sum(facts.size for facts in written))
+        stopped = Event()
+
+        def write(group: Group) -> list[Written]:
+            return write_group(self.origin.reopen(), self.plan, group, folder, source, going_on)
+
+        def going_on(count: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            moved(count)
+
+        with _in_threads(self.jobs) as writers:
+            groups = {writers.submit(write, group): group for group in pending}
+            try:
+                for future in as_completed(groups):
+                    yield groups[future], future.result()
+            finally:
+                stopped.set()  # an error in one, or Ctrl-C, ends all
 
     def _describe(self) -> Manifest:
         """The manifest; puts the files beside the weights into the folder."""
@@ -251,6 +252,11 @@ class _Work:
         )
 
 
-def _reopened(reopen: Callable[[], KnownTensors], plan: Plan, group: Group, folder: Path, source: str) -> list[Written]:
-    """`write_group` in another process, which opens the tensors itself."""
-    return write_group(reopen(), plan, group, folder, source)
+@contextmanager
+def _in_threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose work that has not begun is not begun any more when the block ends."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -14,11 +14,12 @@ from bloomery.checkpoint.header import Kind
 from bloomery.checkpoint.merge import MergedTensors
 from bloomery.checkpoint.origin import beside_weights
 from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.replace import refuse_others
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import FileWriter, lay_out, write_bytes, write_json
 from bloomery.disk.paths import contained
-from bloomery.disk.place import refuse_fixed, refuse_without_room, replacing_folder, sync_folder
+from bloomery.disk.place import refuse_without_room, replacing_folder, sync_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families.rules import Family
 from bloomery.model.config import DecoderConfig
@@ -27,6 +28,9 @@ from bloomery.model.layout import shapes
 
 SHARD_BYTES = 5_000_000_000
 """Where a new file begins, as in Hugging Face's own folders."""
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Weights of a folder that an exported one may replace."""
 
 Moved = Callable[[int], None]
 
@@ -188,9 +192,7 @@ class _Export:
 
     def write(self, target: Path, beside: Mapping[str, bytes], moved: Moved) -> Exported:
         target = target.resolve()  # where a link points to, not the link, is replaced
-        refuse_fixed(target)
-        if target.exists() and not _may_be_replaced(target):
-            raise UsageError(f"{target} is there and is not a model folder: choose a new or an empty folder")
+        refuse_others(target, "model", WEIGHTS, ("config.json", b'"model_type"'))
         try:
             with replacing_folder(target) as folder:
                 refuse_without_room(folder, self.size)
@@ -230,14 +232,6 @@ class _Export:
                 self.tensors.release(part.ours)
                 moved(part.size)
             writer.finish()
-
-
-def _may_be_replaced(target: Path) -> bool:
-    """An empty folder, or a model's. Others have a config.json too, and what lies in subfolders is no model's."""
-    if not target.is_dir() or any(entry.is_dir() for entry in target.iterdir()):
-        return False
-    described = target / "config.json"
-    return (described.is_file() and b'"model_type"' in described.read_bytes()) or not any(target.iterdir())
 
 
 def _shards(parts: list[_Part], shard_bytes: int) -> list[list[_Part]]:

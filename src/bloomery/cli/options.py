@@ -92,7 +92,7 @@ class ConvertOptions(HubOptions):
     tp: int = 1
     """Into how many ranks' portions the weights are cut. Any store can be run on any number of ranks."""
     jobs: int = 1
-    """Processes that write."""
+    """Threads that write, each with one more that reads back."""
     shape: str | None = None
     """Instead of a source, random weights of a published shape, such as bloom-560m, or of a config.json."""
     shape_seed: int | None = None
