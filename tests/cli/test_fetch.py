@@ -77,7 +77,8 @@ def test_offline_says_where_it_is_or_how_to_get_it(hub: HubServer, capsys: pytes
     asked = hub.connections
     assert run(capsys, "fetch", NAME, "--offline")[1] == folder
     assert json.loads(run(capsys, "fetch", NAME, "--offline", "--json")[1])["path"] == folder.strip()
-    assert "need the network" in refused(capsys, "fetch", NAME, "--offline", "--include", "*.json")
+    for option in (("--include", "*.json"), ("--jobs", "0"), ("--to", "here")):
+        assert "need the network" in refused(capsys, "fetch", NAME, "--offline", *option)
     assert hub.connections == asked
 
 

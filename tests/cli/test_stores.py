@@ -120,7 +120,10 @@ def test_what_is_compared_is_said(
     store: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "not compared" not in verify(capsys, folder, "--tokens", "4")[2]
-    assert verify(capsys, folder, "--tokens", "4", "--files-only")[2] == ""
+    assert verify(capsys, folder, "--files-only")[2] == ""
+    for option in (("--tokens", "4"), ("--device", "cpu")):
+        assert main(["verify", str(folder), "--files-only", *option]) == 2
+        assert "leave --tokens and --device out" in capsys.readouterr().err
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     assert main(["convert", str(moved), str(tmp_path / "other"), "--dtype", "bfloat16"]) == 0
     capsys.readouterr()

@@ -23,8 +23,10 @@ def run(options: FetchOptions) -> int:
 
 
 def _from_here(options: FetchOptions, name: HubName) -> dict[str, object]:
-    if options.include or options.to is not None:
-        raise UsageError("--include and --to need the network: leave them out, or leave out --offline (HF_HUB_OFFLINE)")
+    if options.include or options.to is not None or options.jobs != FetchOptions.jobs:
+        raise UsageError(
+            "--include, --to and --jobs need the network: leave them out, or leave out --offline (HF_HUB_OFFLINE)"
+        )
     folder = find(name, offline=options.offline)
     logger.info("offline: %s is as it was when it was fetched", name.model)
     return {"model": name.model, "commit": folder.name if folder else None, "path": str(folder)}

@@ -55,6 +55,8 @@ class Row:
 
 def run(options: VerifyOptions) -> int:
     """Check, compare, print, and return 0 when all is well, else 1."""
+    if options.files_only and (options.tokens, options.device) != (VerifyOptions.tokens, VerifyOptions.device):
+        raise UsageError("--files-only compares no answers: leave --tokens and --device out")
     found = check_structure(resolve(options.model, options.revision, options.offline, options.token))
     folder = found.folder
     if folder is not None and not 1 <= options.tokens < folder.config.max_seq_len:

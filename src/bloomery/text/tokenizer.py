@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock, Thread
+from time import sleep
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Backend
@@ -73,7 +74,7 @@ class LazyTokenizer(Tokenizer):
     def start(self) -> None:
         """Begin to read it, in a thread."""
         if self._is_mine():
-            Thread(target=self._fill, name="tokenizer", daemon=True).start()
+            Thread(target=self._fill_soon, name="tokenizer", daemon=True).start()
 
     @property
     def backend(self) -> Backend:
@@ -91,6 +92,10 @@ class LazyTokenizer(Tokenizer):
         with self._lock:
             begun, self._begun = self._begun, True
         return not begun
+
+    def _fill_soon(self) -> None:
+        sleep(0.01)  # else the lock may be held before `start` has returned, and whoever called it waits
+        self._fill()
 
     def _fill(self) -> None:
         try:
