@@ -595,9 +595,10 @@ def test_several_threads_write_the_same_store(folder: Folder, tmp_path: Path, tp
 def test_an_error_in_a_thread_ends_all_and_is_said(bloom_source: Source, tmp_path: Path) -> None:
     name = next(name for name in bloom_source.tensors if "h.2.mlp.dense_4h_to_h.weight" in name)
     bloom_source.tensors[name][3, 5] = 70000.0
+    others = threading.active_count()
     with pytest.raises(CheckpointError, match=r"blocks\.2\.mlp\.down\.weight.*1 numbers"):
         make_store(read_folder(bloom_source.write()), tmp_path / "store", jobs=2, dtype=torch.float16)
-    assert threading.active_count() == 1
+    assert threading.active_count() == others
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
@@ -605,11 +606,12 @@ def test_threads_stopped_by_an_error_keep_what_is_finished(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     target = tmp_path / "store"
+    others = threading.active_count()
     with monkeypatch.context() as patch:
         fail(patch, error, 3)
         with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
             make_store(folder, target, jobs=3)
-    assert threading.active_count() == 1
+    assert threading.active_count() == others
     assert not target.exists()
     kept = finished(target)
     store = make_store(folder, target, jobs=3)
