@@ -27,7 +27,7 @@ from bloomery.model.decoder import Decoder
 from drive import assert_parity
 from tiny import Tiny
 
-EXTRA = {"NOTICE.txt": "text ☃"}
+EXTRA = {"README.md": "text ☃"}
 
 
 def exported(tiny: Tiny, target: Path, **options: Any) -> Path:
@@ -107,8 +107,8 @@ def test_extra_entries_and_files_are_written(either: Tiny, tmp_path: Path) -> No
     target = exported(either, tmp_path / "new", config={"eos_token_id": 2}, generation=generation, files=EXTRA)
     assert read_folder(target).raw["eos_token_id"] == 2
     assert json.loads((target / "generation_config.json").read_text()) == generation
-    assert (target / "NOTICE.txt").read_text(encoding="utf-8") == "text ☃"
-    assert sorted(contents(target)) == ["config.json", "NOTICE.txt", "generation_config.json", "model.safetensors"]
+    assert (target / "README.md").read_text(encoding="utf-8") == "text ☃"
+    assert sorted(contents(target)) == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
 
 
 def test_model_in_training_can_be_exported(either: Tiny, tmp_path: Path) -> None:
