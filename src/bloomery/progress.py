@@ -57,6 +57,11 @@ class Progress:
         if self.bar is not None:
             self.bar.advance(self.task, count)
 
+    def retitle(self, title: str) -> None:
+        """Say something else before the bar."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=title)
+
     def note(self, text: str) -> None:
         if self.bar is not None:
             self.bar.console.print(f"bloomery: {text}", markup=False, highlight=False, soft_wrap=True)

@@ -41,7 +41,7 @@ def test_help_names_every_verb(capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_its_options(capsys, verb):
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert "--recipe" in out
     assert "--print-config" in out

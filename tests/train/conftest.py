@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from bloomery.train.config import Data, ModelShape, Optim, Run, TrainConfig
+from bloomery.train.config import TrainConfig
+from bloomery.train.log_options import LogOptions
+from bloomery.train.pace_options import Batch, Optim, Schedule
+from bloomery.train.run_options import Data, ModelShape, Run
 
 PEOPLE = ["the miller", "a clerk", "the widow", "an old sailor", "the schoolmaster", "his daughter"]
 DEEDS = ["sold", "lost", "found", "carried", "wanted", "forgot"]
@@ -38,8 +41,11 @@ def options(corpus: Path, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         data=Data(train=(str(corpus / "train-*.txt"),), valid=(str(corpus / "valid.txt"),)),
         model=ModelShape(family="bloom", vocab_size=320, hidden_size=64, num_layers=2, num_heads=4, seq_len=48),
-        optim=Optim(lr=1e-2, warmup_steps=5),
-        run=Run(out=tmp_path / "out", steps=8, batch_size=4, eval_interval=100, log_interval=1, dtype="float32"),
+        optim=Optim(lr=1e-2),
+        schedule=Schedule(warmup=5),
+        batch=Batch(size=4),
+        run=Run(out=tmp_path / "out", steps=8, eval_interval=100, log_interval=1, dtype="float32"),
+        log=LogOptions(peak_tflops=1.0),
     )
 
 

@@ -4,43 +4,71 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bloomery.errors import UsageError
-from bloomery.train.config import Data, ModelShape, Optim, Run, TrainConfig
+from bloomery.train.config import TrainConfig
+from bloomery.train.pace_options import Batch, Optim, Schedule, Stop
+from bloomery.train.run_options import Begin, Data, ModelShape, Run, Save
 from bloomery.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
-    (ModelShape, {"family": "bloom", "hidden_size": 0}, "model.hidden_size is 0"),
-    (ModelShape, {"family": "bloom", "hidden_size": 100, "num_heads": 3}, "num_heads 3 does not divide"),
-    (ModelShape, {"family": "bloom", "vocab_size": 259}, "model.vocab_size is 259"),
-    (ModelShape, {"family": "bloom", "seq_len": 0}, "model.seq_len is 0"),
+    (ModelShape, {"hidden_size": 0}, "model.hidden_size is 0"),
+    (ModelShape, {"hidden_size": 100, "num_heads": 3}, "num_heads 3 does not divide"),
+    (ModelShape, {"num_kv_heads": 3}, "num_kv_heads 3 does not divide model.num_heads 4"),
+    (ModelShape, {"num_experts": 2, "experts_per_token": 3}, "experts_per_token is 3 of 2"),
+    (ModelShape, {"start": "dickens", "shape": "bloom-560m"}, "two models"),
+    (ModelShape, {"vocab_size": 259}, "model.vocab_size is 259"),
+    (ModelShape, {"seq_len": 0}, "model.seq_len is 0"),
+    (ModelShape, {"dropout": 1.0}, "model.dropout is 1.0"),
+    (ModelShape, {"init_std": 0.0}, "model.init_std is 0.0"),
+    (ModelShape, {"hidden_size": 10**9}, "model.hidden_size is 1000000000"),
+    (ModelShape, {"vocab_size": 2**31}, "model.vocab_size is 2147483648"),
+    (ModelShape, {"hidden_size": 10**20}, "model.hidden_size is 100000000000000000000"),
     (Data, {"train": (), "valid": ("a",)}, "data.train names no file"),
-    (Data, {"train": ("a",), "valid": ()}, "data.valid names no file"),
+    (Data, {"train": ("a",)}, "data.valid or data.split"),
+    (Data, {"train": ("a",), "valid": ("b",), "split": "9,1"}, "data.valid or data.split"),
+    (Data, {"train": ("a",), "valid": ("b",), "weights": (1.0, 2.0)}, "2 numbers for 1 entries"),
+    (Data, {"train": ("a",), "valid": ("b",), "weights": (0.0,)}, "data.weights holds 0.0"),
     (Data, {"train": ("a",), "valid": ("b",), "valid_windows": 0}, "data.valid_windows is 0"),
     (Optim, {"lr": 0.0}, "optim.lr is 0.0"),
     (Optim, {"lr": float("nan")}, "optim.lr is nan"),
+    (Optim, {"lr": float("inf")}, "optim.lr is inf"),
     (Optim, {"beta2": 1.0}, "optim.beta2 is 1.0"),
-    (Optim, {"min_lr_ratio": 1.5}, "optim.min_lr_ratio is 1.5"),
     (Optim, {"weight_decay": -0.1}, "optim.weight_decay is -0.1"),
-    (Optim, {"warmup_steps": -1}, "optim.warmup_steps is -1"),
-    (Optim, {"clip": 0.0}, "optim.clip is 0.0"),
+    (Optim, {"clip": -1.0}, "optim.clip is -1.0"),
+    (Optim, {"name": "sgd"}, "optim.name 'sgd'"),
+    (Schedule, {"min_lr_ratio": 1.5}, "schedule.min_lr_ratio is 1.5"),
+    (Schedule, {"warmup": -1}, "schedule.warmup is -1"),
+    (Schedule, {"kind": "constant", "decay": 5}, "schedule.decay is for a rate that goes down"),
+    (Schedule, {"kind": "stairs"}, "schedule.kind 'stairs'"),
+    (Schedule, {"unit": "epochs"}, "schedule.unit 'epochs'"),
+    (Batch, {"size": 0}, "batch.size is 0"),
+    (Batch, {"size": 10**20}, "batch.size is 100000000000000000000"),
+    (Batch, {"micro": 0}, "batch.micro is 0"),
+    (Batch, {"ramp_start": 4}, "belong together"),
+    (Batch, {"size": 64, "ramp_start": 3, "ramp_increment": 8, "ramp_samples": 9}, "does not lead from 3 to 64"),
+    (Batch, {"size": 2, "ramp_start": 4, "ramp_increment": 2, "ramp_samples": 9}, "does not lead from 4 to 2"),
+    (Batch, {"short_start": 8}, "belong together"),
+    (Stop, {"minutes": 0.0}, "stop.minutes is 0.0"),
+    (Stop, {"skipped": 0}, "stop.skipped is 0"),
+    (Save, {"keep": 0}, "save.keep is 0"),
+    (Begin, {"load": "weights"}, "begin.load is for another run"),
+    (Begin, {"load": "half", "path": Path("x")}, "begin.load 'half'"),
     (Run, {"out": Path("x"), "steps": 0}, "run.steps is 0"),
-    (Run, {"out": Path("x"), "batch_size": 0}, "run.batch_size is 0"),
+    (Run, {"out": Path("x"), "steps": 5, "tokens": 5}, "run.steps and run.tokens"),
     (Run, {"out": Path("x"), "dtype": "float16"}, "run.dtype 'float16'"),
     (Run, {"out": Path("x"), "seed": -1}, "run.seed is -1"),
     (Run, {"out": Path("x"), "threads": 0}, "run.threads is 0"),
     (Run, {"out": Path("x"), "threads": 10**12}, "run.threads is 1000000000000"),
-    (Run, {"out": Path("x"), "batch_size": 10**20}, "run.batch_size is 100000000000000000000"),
-    (ModelShape, {"family": "bloom", "hidden_size": 10**9}, "model.hidden_size is 1000000000"),
-    (ModelShape, {"family": "bloom", "vocab_size": 2**31}, "model.vocab_size is 2147483648"),
-    (ModelShape, {"family": "bloom", "hidden_size": 10**20}, "model.hidden_size is 100000000000000000000"),
+    (Run, {"out": Path("x"), "profile": (3,)}, "run.profile is [3]"),
+    (Run, {"out": Path("x"), "profile": (3, 2)}, "run.profile is [3, 2]"),
 ]
 
 
@@ -55,8 +83,8 @@ def test_an_impossible_option_is_refused_by_name(
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(options: TrainConfig) -> None:
-    with pytest.raises(UsageError, match=r"optim\.warmup_steps 9 is more than run\.steps 8"):
-        replace(options, optim=Optim(warmup_steps=9))
+    with pytest.raises(UsageError, match=r"schedule\.warmup 9 is more than the run's 8 steps"):
+        replace(options, schedule=Schedule(warmup=9))
 
 
 def refusal(options: TrainConfig) -> str:
@@ -90,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     options: TrainConfig, changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("bloomery.train.trainer.prepare_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr("bloomery.train.trainer.read_text", lambda *_: pytest.fail("the text was read"))
     assert "cannot be written" in refusal(changed(options, "run", out=tmp_path / "file" / "out"))
 
 
@@ -102,18 +130,18 @@ def test_an_earlier_run_is_not_overwritten(options: TrainConfig) -> None:
 
 
 def test_a_text_too_small_for_the_vocabulary_is_refused(options: TrainConfig, changed: Changed) -> None:
-    assert "lower model.vocab_size" in refusal(changed(options, "model", vocab_size=4096))
+    assert "vocabulary" in refusal(changed(options, "model", vocab_size=4096))
 
 
 def test_a_text_shorter_than_two_sequences_is_refused(options: TrainConfig, changed: Changed) -> None:
-    assert "model.seq_len" in refusal(changed(options, "model", seq_len=100_000))
+    assert "lower the sequence length" in refusal(changed(options, "model", seq_len=100_000))
 
 
 def test_a_held_out_text_without_anything_to_predict_is_refused(
     options: TrainConfig, changed: Changed, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.txt").write_text("")
-    assert "data.valid" in refusal(changed(options, "data", valid=(str(tmp_path / "empty.txt"),)))
+    assert "too little to measure on" in refusal(changed(options, "data", valid=(str(tmp_path / "empty.txt"),)))
 
 
 def test_a_file_that_is_not_utf_8_is_named(options: TrainConfig, changed: Changed, tmp_path: Path) -> None:
@@ -122,13 +150,17 @@ def test_a_file_that_is_not_utf_8_is_named(options: TrainConfig, changed: Change
     assert "latin.txt is not UTF-8 at byte 3" in said
 
 
+SECTIONS = {field.name: field.type for field in fields(TrainConfig)}
+
+
 def from_recipe(text: str) -> TrainConfig:
+    def value(item: Any) -> Any:
+        return tuple(item) if isinstance(item, list) else item
+
     tables = tomllib.loads(text)
-    data = {name: tuple(files) for name, files in tables["data"].items()}
-    run = tables["run"] | {"out": Path(tables["run"]["out"])}
-    return TrainConfig(
-        data=Data(**data), model=ModelShape(**tables["model"]), optim=Optim(**tables["optim"]), run=Run(**run)
-    )
+    sections = {name: {key: value(item) for key, item in table.items()} for name, table in tables.items()}
+    sections["run"]["out"] = Path(sections["run"]["out"])
+    return TrainConfig(**{name: SECTIONS[name](**table) for name, table in sections.items()})  # type: ignore[operator]
 
 
 def test_the_resolved_options_are_written_as_a_recipe_of_the_same_run(options: TrainConfig) -> None:
@@ -136,11 +168,16 @@ def test_the_resolved_options_are_written_as_a_recipe_of_the_same_run(options: T
     assert from_recipe((options.run.out / "recipe.toml").read_text(encoding="utf-8")) == options
 
 
-def test_the_dickens_recipe_holds_no_unknown_key_and_keeps_its_held_out_file() -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("train-*.toml")), ids=lambda file: file.stem)
+def test_a_recipe_of_ours_holds_no_unknown_key(file: Path) -> None:
+    recipe = from_recipe(file.read_text(encoding="utf-8"))
+    assert not set(recipe.data.valid) & set(recipe.data.train)
+
+
+def test_the_dickens_recipe_keeps_its_held_out_file() -> None:
     recipe = from_recipe((ROOT / "recipes" / "train-dickens.toml").read_text(encoding="utf-8"))
     assert recipe.data.valid == ("corpus/dickens/hard-times.txt",)
     assert len(recipe.data.train) == 10
-    assert not set(recipe.data.valid) & set(recipe.data.train)
 
 
 def test_importing_the_options_loads_neither_torch_nor_numpy() -> None:
@@ -153,7 +190,7 @@ def test_a_model_that_is_there_already_is_refused_before_any_work(options: Train
     options.run.out.mkdir()
     model = options.run.out / "model"
     {"folder": model.mkdir, "file": model.touch, "link": lambda: model.symlink_to("nowhere")}[kind]()
-    assert "holds a model already" in refusal(options)
+    assert "holds an earlier run (model)" in refusal(options)
     assert [file.name for file in options.run.out.iterdir()] == ["model"]
 
 
@@ -161,5 +198,24 @@ def test_a_model_too_large_for_the_memory_is_refused(options: TrainConfig, monke
     def full(*_: object) -> None:
         raise RuntimeError("can't allocate memory: you tried to allocate 1200000000000 bytes.")
 
-    monkeypatch.setattr("bloomery.train.setup.Decoder", full)
-    assert "lower model.hidden_size" in refusal(options)
+    monkeypatch.setattr("bloomery.train.model.Decoder", full)
+    assert "make it smaller" in refusal(options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_experts": 4}, "num_experts"),
+        ({"ffn_size": 100}, "ffn_size"),
+        ({"num_kv_heads": 2}, "num_kv_heads"),
+        ({"family": "mixtral"}, "mixtral"),
+        ({"shape": "bloom-560m"}, "model.family stands beside model.shape"),
+        ({"start": "dickens", "vocab_size": 4096}, "model.family stands beside model.start"),
+        ({"start": "nowhere/at/all"}, "nowhere"),
+    ],
+    ids=str,
+)
+def test_sizes_that_a_model_cannot_have_are_refused(
+    options: TrainConfig, changed: Changed, fields: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(changed(options, "model", **fields))

@@ -1,92 +1,129 @@
-"""A step is what transformers and torch's AdamW do with the same weights; a step that is not finite changes nothing."""
+"""A step depends on its global batch and its number alone, and one that is not finite changes nothing."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomForCausalLM, GPT2LMHeadModel
 
-from bloomery.checkpoint.export import export_decoder
-from bloomery.errors import BloomeryError
-from bloomery.families import FAMILIES
-from bloomery.train.config import ModelShape, Optim
-from bloomery.train.loss import SequenceLoss
-from bloomery.train.setup import build_decoder
-from bloomery.train.step import PATIENCE, TrainStep
+from bloomery.model.decoder import Decoder
+from bloomery.train.loss import SequenceLoss, count_of
+from bloomery.train.passes import add_dropout_, compile_, recompute_
+from bloomery.train.step import NotFinite
+from training import make_loss, make_step, windows
 
-STEPS = 4
-# A norm below that of every step's gradients, so that each is clipped; a decay strong enough to be seen.
-OPTIONS = Optim(lr=1e-3, warmup_steps=2, weight_decay=0.3, clip=0.5, beta2=0.95)
-THEIR_RATES = [5e-4, 1e-3, 5.5e-4, 1e-4]
+FAMILIES = ["bloom", "gpt2", "llama", "falcon", "phi", "gpt_bigcode", "mistral"]
 
 
-def make(family: str) -> SequenceLoss:
-    shape = ModelShape(family=family, vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, seq_len=25)
-    decoder = build_decoder(shape, FAMILIES[family], seed=3)
-    with torch.no_grad():  # with first weights of 0 and 1 some mistakes would not show
-        for i, parameter in enumerate(decoder.parameters()):
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-    return SequenceLoss(decoder, torch.float32)
+def numbers(loss: SequenceLoss, steps: int = 3, lr: float = 1e-3, **options: int) -> list[tuple[float, float]]:
+    take = make_step(loss, **options)
+    results = [take(step, lr, windows(step)) for step in range(steps)]
+    return [(result.loss, result.grad_norm) for result in results]
 
 
-def windows(step: int) -> Tensor:
-    """(B, T + 1) = (3, 25)."""
-    return torch.randint(4, 300, (3, 25), generator=torch.Generator().manual_seed(step))
+def same(one: Decoder, other: Decoder) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def train_theirs(model: torch.nn.Module) -> list[tuple[float, float]]:
-    """The same steps written with nothing of ours: loss and gradient norm of each."""
-    spared = [p for name, p in model.named_parameters() if "bias" in name or "norm" in name or "ln_" in name]
-    decayed = [p for p in model.parameters() if all(p is not other for other in spared)]
-    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": spared, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-    seen = []
-    for step, lr in enumerate(THEIR_RATES):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad()
-        ids = windows(step)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        seen.append((loss.item(), norm.item()))
-    return seen
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_micro_batches_add_up_to_the_step(micro: int) -> None:
+    whole, parts = make_loss("bloom"), make_loss("bloom")
+    for one, other in zip(numbers(whole), numbers(parts, micro=micro), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize(("family", "theirs"), [("bloom", BloomForCausalLM), ("gpt2", GPT2LMHeadModel)])
-def test_four_steps_equal_those_of_transformers_and_torch(family: str, theirs: type, tmp_path: Path) -> None:
-    ours = make(family)
-    export_decoder(ours.decoder, FAMILIES[family], tmp_path / "before")
-    model = theirs.from_pretrained(tmp_path / "before", dtype=torch.float32).eval()  # no dropout
-    take_step = TrainStep(ours, OPTIONS, STEPS)
-    results = [take_step(step, windows(step)) for step in range(STEPS)]
-    for result, (loss, norm), lr in zip(results, train_theirs(model), THEIR_RATES, strict=True):
-        assert norm > 0.5
-        assert result.loss == pytest.approx(loss, rel=1e-5)
-        assert result.grad_norm == pytest.approx(norm, rel=1e-5)
-        assert result.lr == pytest.approx(lr)
-    export_decoder(ours.decoder, FAMILIES[family], tmp_path / "after")
-    after = theirs.from_pretrained(tmp_path / "after", dtype=torch.float32)
-    for (name, expected), (_, found) in zip(model.named_parameters(), after.named_parameters(), strict=True):
-        if "query_key_value.bias" in name or "c_attn.bias" in name:
-            # The softmax does not feel a key's bias: its gradient is rounding noise, which Adam scales up.
-            continue
-        # AdamW moves a weight by up to lr a step: a hundredth of that is far below any real difference.
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns(family: str) -> None:
+    losses = [loss for loss, _ in numbers(make_loss(family), steps=12, lr=1e-2)]
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_bf16_compute_stays_near_fp32_and_keeps_fp32_weights() -> None:
-    exact, rounded = make("bloom"), make("bloom")
-    rounded.dtype = torch.bfloat16
-    steps = TrainStep(exact, OPTIONS, STEPS), TrainStep(rounded, OPTIONS, STEPS)
-    for step in range(STEPS):
-        one, other = (take(step, windows(step)) for take in steps)
-        assert other.loss == pytest.approx(one.loss, rel=5e-3)
-        assert other.grad_norm == pytest.approx(one.grad_norm, rel=2e-2)
-        assert other.loss != one.loss
+    exact, rounded = make_loss("bloom"), make_loss("bloom", torch.bfloat16)
+    for one, other in zip(numbers(exact), numbers(rounded), strict=True):
+        assert other[0] == pytest.approx(one[0], rel=5e-3)
+        assert other[1] == pytest.approx(one[1], rel=2e-2)
+        assert other != one
     assert {p.dtype for p in rounded.decoder.parameters()} == {torch.float32}
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bloom", "llama"])
+def test_isolated_documents_are_as_if_each_stood_alone(family: str) -> None:
+    """Positions are relative in both families, so a document does not feel where it stands."""
+    loss, ids = make_loss(family), windows(0, sequences=1)
+    segments = torch.tensor([[0] * 7 + [1] * 10 + [2] * 8])
+    together = loss(ids, segments)
+    apart = [loss(ids[:, a:b]) for a, b in ((0, 7), (7, 17), (17, 25))]
+    torch.testing.assert_close(together, torch.stack(apart).sum(), rtol=1e-5, atol=0)
+    assert count_of(ids, segments) == 24 - 2
+    assert not torch.isclose(loss(ids), together, rtol=1e-3)
+
+
+# --- passes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputing_changes_no_bit(family: str) -> None:
+    plain, again = make_loss(family), make_loss(family)
+    for loss in (plain, again):
+        add_dropout_(loss.decoder, 0.2)
+        loss.attention_dropout = 0.1
+    recompute_(again.decoder)
+    assert numbers(plain) == numbers(again)
+    assert same(plain.decoder, again.decoder)
+
+
+def test_recomputing_keeps_less() -> None:
+    """Numbers that autograd keeps of a forward pass, weights left out."""
+
+    def kept(change: Callable[[Decoder], None]) -> int:
+        loss, count = make_loss("bloom", num_layers=8), 0
+        change(loss.decoder)
+        weights = {p.untyped_storage().data_ptr() for p in loss.decoder.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += tensor.numel() * (tensor.untyped_storage().data_ptr() not in weights)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss(windows(0))
+        return count
+
+    assert kept(recompute_) < 0.3 * kept(lambda decoder: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiling_changes_only_the_last_bits(recompute: bool) -> None:
+    plain, compiled = make_loss("bloom"), make_loss("bloom")
+    names = [name for name, _ in compiled.decoder.named_parameters()]
+    compile_(compiled.decoder)
+    if recompute:
+        recompute_(compiled.decoder)
+    for one, other in zip(numbers(plain), numbers(compiled), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert [name for name, _ in compiled.decoder.named_parameters()] == names
+
+
+@pytest.mark.parametrize("where", ["residual", "attention"])
+def test_what_is_dropped_follows_from_seed_and_step(where: str) -> None:
+    def dropping(seed: int) -> list[tuple[float, float]]:
+        loss = make_loss("bloom")
+        add_dropout_(loss.decoder, 0.3 if where == "residual" else 0.0)
+        loss.attention_dropout = 0.3 if where == "attention" else 0.0
+        torch.manual_seed(seed * 77)  # what was drawn before has no part in it
+        return numbers(loss, micro=2, seed=seed)
+
+    assert dropping(1) == dropping(1)
+    assert dropping(1) != dropping(2)
+    assert dropping(1) != numbers(make_loss("bloom"), micro=2)
+
+
+# --- numbers that are not finite -------------------------------------------------------------------------------------
 
 
 class Spoiled(SequenceLoss):
@@ -95,32 +132,34 @@ class Spoiled(SequenceLoss):
     bad: tuple[int, ...] = ()
     calls = 0
 
-    def __call__(self, windows: Tensor) -> Tensor:
+    def __call__(self, windows: Tensor, segments: Tensor | None = None) -> Tensor:
         self.calls += 1
         return super().__call__(windows) * (float("inf") if self.calls - 1 in self.bad else 1)
 
 
-def test_an_update_that_is_not_finite_is_dropped_and_counted() -> None:
-    loss = Spoiled(make("bloom").decoder, torch.float32)
+def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
+    loss = Spoiled(make_loss("bloom").decoder, torch.float32)
     loss.bad = (1,)
-    take_step = TrainStep(loss, OPTIONS, 10)
-    take_step(0, windows(0))
+    take = make_step(loss)
+    take(0, 1e-3, windows(0))
     before = [p.clone() for p in loss.decoder.parameters()]
-    take_step(1, windows(1))
-    assert take_step.dropped == 1
+    state = {name: {k: t.clone() for k, t in kept.items()} for name, kept in take.optimizers.state().items()}
+    assert take(1, 1e-3, windows(1)).skipped
+    assert take.skipped == 1
     assert all(torch.equal(p, q) for p, q in zip(loss.decoder.parameters(), before, strict=True))
-    take_step(2, windows(2))
+    for name, kept in take.optimizers.state().items():
+        assert all(torch.equal(tensor, state[name][key]) for key, tensor in kept.items())
+    assert not take(2, 1e-3, windows(2)).skipped
     assert not torch.equal(loss.decoder.embed.tokens.weight, before[0])
     assert all(torch.isfinite(p).all() for p in loss.decoder.parameters())
 
 
-def test_several_dropped_updates_in_a_row_stop_the_run_and_name_the_step() -> None:
-    loss = Spoiled(make("bloom").decoder, torch.float32)
-    loss.bad = (1, *range(3, 3 + PATIENCE))
-    take_step = TrainStep(loss, OPTIONS, 50)
-    last = 3 + PATIENCE - 1
-    for step in range(last):
-        take_step(step, windows(step))
-    with pytest.raises(BloomeryError, match=rf"step {last}: .*not finite: lower optim\.lr"):
-        take_step(last, windows(last))
-    assert take_step.dropped == PATIENCE + 1
+def test_several_skipped_steps_in_a_row_end_the_run_and_name_the_step() -> None:
+    loss = Spoiled(make_loss("bloom").decoder, torch.float32)
+    loss.bad = (1, 3, 4, 5)
+    take = make_step(loss, patience=3)
+    for step in range(5):
+        take(step, 1e-3, windows(step))
+    with pytest.raises(NotFinite, match=r"step 6: .*3 steps in a row were not finite: lower optim\.lr"):
+        take(5, 1e-3, windows(5))
+    assert take.skipped == 4

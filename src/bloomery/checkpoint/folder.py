@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.checkpoint import manifest
+from bloomery.checkpoint.latest import model_in
 from bloomery.checkpoint.manifest import Manifest
 from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
@@ -90,11 +91,12 @@ def tokenizer_of(path: Path) -> Path | None:
 
 
 def read_folder(path: Path) -> Folder:
-    """Read the JSON files of a Hugging Face folder or a store.
+    """Read the JSON files of a Hugging Face folder or a store; of a training run, those of its latest checkpoint.
 
     Raises:
         CheckpointError: a file is missing, damaged or lies elsewhere, or the family is not one of ours.
     """
+    path = model_in(path)
     _refuse_unfinished(path)
     raw = read_json(contained(path, "config.json"), "a model folder needs one")
     family, config = describe(path / "config.json", raw)

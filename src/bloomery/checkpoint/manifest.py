@@ -92,20 +92,28 @@ def check_manifest(folder: Path, said: Mapping[str, Any]) -> Manifest | None:
     Raises:
         CheckpointError: the manifest is damaged or not of this version, or a file is missing or not of its size.
     """
-    file = folder / NAME
-    if said.get("format") != FORMAT:  # others have files of this name, too
+    manifest = parse_manifest(folder / NAME, said, FORMAT)
+    for name, facts in manifest.files.items() if manifest is not None else ():
+        _check_size(contained(folder, name), facts.size)
+    return manifest
+
+
+def parse_manifest(file: Path, said: Mapping[str, Any], kind: str) -> Manifest | None:
+    """What a parsed manifest says; None where it is not one of format `kind`. No other file is looked at.
+
+    Raises:
+        CheckpointError: it is damaged or not of this version.
+    """
+    if said.get("format") != kind:  # others have files of this name, too
         return None
     if type(said.get("version")) is int and said["version"] > VERSION:
         raise CheckpointError(
             f"{file} is of version {said['version']}, newer than bloomery {_our_version()} reads: update bloomery"
         )
     try:
-        manifest = _checked(said)
+        return _checked(said)
     except (CheckpointError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file} is damaged ({_line(error)}): convert or fetch the store again") from None
-    for name, facts in manifest.files.items():
-        _check_size(contained(folder, name), facts.size)
-    return manifest
 
 
 def _line(error: Exception) -> str:

@@ -38,6 +38,12 @@ VERBS = {
         "bloomery.cli.export",
     ),
     "train": Verb("Train a model from a recipe.", "bloomery.cli.options:TrainOptions", "recipe", "bloomery.cli.train"),
+    "train plot": Verb(
+        "Draw the curves of training runs.", "bloomery.cli.options:PlotOptions", "runs", "bloomery.cli.plot"
+    ),
+    "tokenize": Verb(
+        "Turn text into token files.", "bloomery.cli.options:TokenizeOptions", "sources", "bloomery.cli.tokenize"
+    ),
     "verify": Verb(
         "Check a model's files, and compare its answers with transformers.",
         "bloomery.cli.options:VerifyOptions",
@@ -89,6 +95,8 @@ def _run(argv: list[str]) -> int:
         print(__version__)
         return 0
     name, *rest = argv
+    if rest and f"{name} {rest[0]}" in VERBS:
+        name, *rest = f"{name} {rest[0]}", *rest[1:]
     if name not in VERBS:
         near = settings.nearest(name, VERBS)
         raise UsageError(f"no verb '{name}'{near} (verbs: {', '.join(VERBS)})")
@@ -110,7 +118,8 @@ def _load(path: str) -> type[settings.VerbOptions]:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    width = max(len(name) for name in VERBS) + 2
+    lines = [f"  {name:<{width}}{verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "Usage: bloomery VERB [OPTIONS]",

@@ -112,6 +112,32 @@ class ExportOptions(HubOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizeOptions(HubOptions):
+    """Options of `tokenize`."""
+
+    sources: tuple[str, ...] = ()
+    """Text files, JSON lines, Parquet, folders of them or of `datasets`, or patterns; with --merge token files."""
+    to: Path | None = None
+    """Prefix of the token file: PREFIX.bin, PREFIX.idx and PREFIX.json are written."""
+    tokenizer: str | None = None
+    """A tokenizer.json, a model folder, the built-in model (dickens), or ORG/NAME on the Hub."""
+    keys: str = "text"
+    """Fields of a row that make its document, with commas between them; their texts are joined by a newline."""
+    eod: str | None = None
+    """Token that ends every document; unset is what the tokenizer's files name."""
+    jobs: int | None = None
+    """Processes that tokenize; unset is one for each CPU core."""
+    merge: bool = False
+    """Put token files into one instead of reading text."""
+    train_tokenizer: bool = False
+    """Learn a byte-level BPE from the text first, and write it to PREFIX.tokenizer."""
+    vocab_size: int | None = None
+    """Tokens of the vocabulary to learn, the 256 bytes and 4 special ones included."""
+    json: bool = False
+    """Print one JSON object instead of the prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions(HubOptions):
     """Options of `info`."""
 
@@ -152,3 +178,20 @@ class TrainOptions(VerbOptions):
     """Options of `train`: a run's sections."""
 
     config: Annotated[TrainConfig, Parameter(name="*")]
+    resume: bool = False
+    """Go on with the run that is in run.out, or begin it where there is none."""
+    eval_only: bool = False
+    """Measure the run's newest checkpoint, or what it begins with, on the held-out sets, and train nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(VerbOptions):
+    """Options of `train plot`."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of training runs, or their metrics.jsonl; several are drawn over each other."""
+    to: Path | None = None
+    """Files to write, without the .png and .html that are added; unset is plot in the run's folder, or in the current
+    one for several runs."""
+    x: Literal["step", "samples", "tokens", "seconds"] = "step"
+    """What the curves are drawn over."""

@@ -59,7 +59,7 @@ def run(options: VerifyOptions) -> int:
         raise UsageError("--files-only compares no answers: leave --tokens and --device out")
     found = check_structure(resolve(options.model, options.revision, options.offline, options.token))
     folder = found.folder
-    if folder is not None and not 1 <= options.tokens < folder.config.max_seq_len:
+    if folder is not None and not options.files_only and not 1 <= options.tokens < folder.config.max_seq_len:
         most = folder.config.max_seq_len - 1
         raise UsageError(f"tokens is {options.tokens}: give 1 to {most}, what the model's context holds")
     checks = [found.check, *_files(found, options)]

@@ -1,6 +1,8 @@
 """Keys and values: in blocks of a static pool for inference, nowhere for training. Knows no request and no slot."""
 
 import math
+from collections.abc import Callable
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -87,13 +89,33 @@ class CachedAttention:
 
 
 class CausalAttention:
-    """`Attend` of one training step: B whole sequences of T tokens, laid out one after the other; keeps nothing."""
+    """`Attend` of one training step: B whole sequences of T tokens, laid out one after the other; keeps nothing.
 
-    def __init__(self, sequences: int, length: int, rule: AttentionRule, device: torch.device) -> None:
+    Args:
+        dropout: asked at every call for the part of the attention weights that are dropped.
+    """
+
+    def __init__(
+        self,
+        sequences: int,
+        length: int,
+        rule: AttentionRule,
+        device: torch.device,
+        dropout: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.shape = (sequences, length)
+        self.shared = rule.shared
+        self.dropout = dropout
         places = torch.arange(length, device=device)
         self.bias = position_bias(places[None], places, rule)
 
+    def within(self, segments: Tensor) -> "CausalAttention":
+        """The same, where no token sees another document: (B, T) the document of each token."""
+        apart = segments[:, :, None] != segments[:, None, :]  # (B, T, T)
+        inside = copy(self)
+        inside.bias = self.bias.masked_fill(apart.repeat(1, self.shared, 1)[:, None], -torch.inf)
+        return inside
+
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (x.unflatten(0, self.shape) for x in (query, key, value))
-        return attend_causal(query, key, value, self.bias).flatten(0, 1)
+        return attend_causal(query, key, value, self.bias, self.dropout()).flatten(0, 1)

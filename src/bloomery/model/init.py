@@ -23,14 +23,14 @@ def constant(name: str) -> float | None:
     return 0.0 if name.endswith("bias") else None
 
 
-def deviation(name: str, num_layers: int) -> float:
-    """Standard deviation of a matrix's first numbers: 0.02, but 0.02 / sqrt(2 * layers) in those that write to the
+def deviation(name: str, num_layers: int, std: float = STD) -> float:
+    """Standard deviation of a matrix's first numbers: `std`, but std / sqrt(2 * layers) in those that write to the
     residual stream, so that its variance does not grow with depth (Radford et al. 2019, section 2.3)."""
-    return STD / math.sqrt(2 * num_layers) if name.endswith(RESIDUAL) else STD
+    return std / math.sqrt(2 * num_layers) if name.endswith(RESIDUAL) else std
 
 
 @torch.no_grad()
-def init_decoder_(decoder: Decoder, seed: int) -> None:
+def init_decoder_(decoder: Decoder, seed: int, std: float = STD) -> None:
     """Normal weights around 0 (see `deviation`), unit norms, zero biases, in place.
 
     A parameter's numbers depend on the seed and its name alone, not on what was made before it: another order, or only
@@ -44,4 +44,4 @@ def init_decoder_(decoder: Decoder, seed: int) -> None:
         # A CPU generator takes 32 bits of its seed, so seed and name are mixed into as many.
         generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
         numbers = torch.empty(parameter.shape, dtype=torch.float32)
-        parameter.copy_(numbers.normal_(0, deviation(name, decoder.config.num_layers), generator=generator))
+        parameter.copy_(numbers.normal_(0, deviation(name, decoder.config.num_layers, std), generator=generator))

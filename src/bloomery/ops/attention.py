@@ -75,7 +75,7 @@ def _index(places: list[int], device: torch.device) -> Tensor | slice:
     return slice(first, last + 1) if places == list(range(first, last + 1)) else torch.tensor(places, device=device)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
     """(R, T, H, D), (R, S, K, D) twice, (R, K or 1, G*T, S) -> (R, T, H, D).
 
     The queries of G heads stand one after the other as if they were one head's, so that shared keys and values are
@@ -84,7 +84,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     rows, new, heads, _ = query.shape
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     q = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # (R, K, G*T, D)
-    attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     return attended.reshape(rows, heads, new, -1).transpose(1, 2)
 
 
@@ -107,14 +107,17 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Grou
     return out
 
 
-def attend_causal(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
     """Attention within whole sequences of equal length, differentiable.
 
     Args:
         query: (B, T, H, D).
         key, value: (B, T, K, D).
-        bias: (1, K or 1, G*T, T) from `position_bias`.
+        bias: (1 or B, K or 1, G*T, T) from `position_bias`.
+        dropout: part of the attention weights that are dropped.
 
     Returns: (B, T, H, D).
     """
-    return _attend(query, key, value, bias)
+    if query.dtype == torch.float64:  # PyTorch's attention of fp64 under an fp32 bias gives other numbers on a CPU
+        bias = bias.double()
+    return _attend(query, key, value, bias, dropout)

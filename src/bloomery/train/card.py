@@ -1,47 +1,48 @@
 """The README.md that goes with a trained model: what it is and how it came to be. Knows no tensor."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from bloomery.model.config import DecoderConfig
 from bloomery.train.config import TrainConfig
 from bloomery.train.evaluate import Evaluation
+from bloomery.train.model import Described
+from bloomery.train.pace import Reached
 
 CARD = """\
 # {title}
 
 {description}
 
-Trained from scratch with `bloomery train`; in Hugging Face format, so `transformers` loads it too.
+{began} with `bloomery train`; in Hugging Face format, so `transformers` loads it too.
 
 | | |
 |---|---|
 | architecture | {family}: {layers} layers, hidden size {hidden}, {heads} heads, feed-forward {ffn} |
 | parameters | {parameters:,} |
-| vocabulary | {vocab:,} tokens, byte-level BPE, learned from the training text |
+| vocabulary | {vocab:,} tokens |
 | context | {context} tokens |
 | training text | {train} |
 | held-out text | {valid} |
-| tokens seen | {seen:,} ({steps:,} steps of {batch} sequences) |
-| held-out loss | {loss:.4f} nats a token over {measured:,} tokens |
-| held-out bits per byte | {bits:.4f} |
+| tokens seen | {seen:,} ({samples:,} sequences in {steps:,} steps) |
+{held_out}
 """
 
 
 def model_card(
     config: TrainConfig,
-    decoder: DecoderConfig,
+    described: Described,
     parameters: int,
-    files: tuple[Sequence[Path], Sequence[Path]],
-    steps: int,
-    measured: Evaluation,
+    entries: tuple[Sequence[str], Sequence[str]],
+    reached: Reached,
+    measured: Mapping[str, Evaluation],
 ) -> str:
-    """The card of a model after `steps` steps; `files`: the training and the held-out ones."""
-    train, valid = (", ".join(file.name for file in names) for names in files)
+    """The card of a model; `entries`: what it learned from and what was held out."""
+    decoder = described.config
+    began = f"Trained from `{config.model.start}`" if config.model.start else "Trained from scratch"
     return CARD.format(
         title=config.run.out.name,
         description=config.run.description or "A small language model.",
-        family=config.model.family,
+        began=began,
+        family=described.family.name,
         layers=decoder.num_layers,
         hidden=decoder.hidden_size,
         heads=decoder.num_heads,
@@ -49,12 +50,15 @@ def model_card(
         parameters=parameters,
         vocab=decoder.vocab_size,
         context=decoder.max_seq_len,
-        train=train,
-        valid=valid,
-        seen=steps * config.run.batch_size * config.model.seq_len,
-        steps=steps,
-        batch=config.run.batch_size,
-        loss=measured.loss,
-        measured=measured.tokens,
-        bits=measured.bits_per_byte,
+        train=", ".join(entries[0]),
+        valid=", ".join(entries[1]) or f"part of the training text ({config.data.split})",
+        seen=reached.tokens,
+        steps=reached.steps,
+        samples=reached.samples,
+        held_out="\n".join(_row(name, one) for name, one in measured.items()),
     )
+
+
+def _row(name: str, one: Evaluation) -> str:
+    bits = "" if one.bits_per_byte is None else f", {one.bits_per_byte:.4f} bits per byte"
+    return f"| held out: {name} | {one.loss:.4f} nats a token{bits}, over {one.tokens:,} tokens |"

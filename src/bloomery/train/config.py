@@ -1,161 +1,14 @@
 """TrainConfig: everything a training run can be told. Knows no tensor, no file's contents and no command line."""
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bloomery.errors import UsageError
-
-MOST = 2**31 - 1
-"""No count is larger, so that every product of two fits 64 bits."""
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise UsageError(message)
-
-
-def _check_counts(section: str, options: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        _check(value >= 1, f"{section}.{name} is {value}: give a whole number from 1 up")
-        _check(value <= MOST, f"{section}.{name} is {value}: give at most {MOST}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """The model to build.
-
-    Raises:
-        UsageError: a size is out of its range, or the heads do not divide the hidden size.
-    """
-
-    family: str
-    """Architecture to build, and the format in which it is written."""
-    vocab_size: int = 4096
-    """Tokens of the vocabulary, the 256 bytes and 4 special ones included."""
-    hidden_size: int = 256
-    """Width of the model."""
-    num_layers: int = 4
-    """Blocks."""
-    num_heads: int = 4
-    """Attention heads; they divide the hidden size."""
-    seq_len: int = 512
-    """Tokens of a training sequence, which is also the context that the model declares."""
-
-    def __post_init__(self) -> None:
-        _check_counts("model", self, "hidden_size", "num_layers", "num_heads", "seq_len")
-        _check(
-            self.vocab_size >= 260,
-            f"model.vocab_size is {self.vocab_size}: 256 bytes and 4 special tokens need 260 or more",
-        )
-        _check_counts("model", self, "vocab_size")
-        widest = MOST // 4  # the feed-forward layer is four times as wide
-        _check(self.hidden_size <= widest, f"model.hidden_size is {self.hidden_size}: give at most {widest}")
-        _check(
-            self.hidden_size % self.num_heads == 0,
-            f"model.num_heads {self.num_heads} does not divide model.hidden_size {self.hidden_size}: change one",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where the text lies.
-
-    Raises:
-        UsageError: no text is named, or the cap on windows is below 1.
-    """
-
-    train: tuple[str, ...]
-    """UTF-8 text files to learn from, or patterns such as corpus/*.txt; each file is one document."""
-    valid: tuple[str, ...]
-    """UTF-8 text files, or patterns, held out to measure the model; none of them may be a training file."""
-    valid_windows: int | None = None
-    """Most windows of seq_len tokens to measure on; unset: all of the held-out text."""
-
-    def __post_init__(self) -> None:
-        for name in ("train", "valid"):
-            _check(bool(getattr(self, name)), f"data.{name} names no file: give a text file or a pattern")
-        _check(
-            self.valid_windows is None or self.valid_windows >= 1,
-            f"data.valid_windows is {self.valid_windows}: give 1 or more, or leave it out to measure on all",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """AdamW and its schedule: a linear warm-up, then half a cosine down to the end of the run.
-
-    Raises:
-        UsageError: a number is out of its range.
-    """
-
-    lr: float = 2e-3
-    """Highest learning rate, reached at the end of the warm-up."""
-    min_lr_ratio: float = 0.1
-    """The last step's learning rate, as a fraction of the highest."""
-    warmup_steps: int = 100
-    """Steps in which the learning rate rises linearly."""
-    beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
-    beta2: float = 0.95
-    """AdamW's decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """AdamW's guard against a division by zero."""
-    weight_decay: float = 0.1
-    """AdamW's weight decay, on matrices and embeddings only, never on norms and biases."""
-    clip: float = 1.0
-    """Largest norm of all gradients together; above it they are scaled down."""
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            _check(math.isfinite(value), f"optim.{option.name} is {value}: give a finite number")
-        for name in ("lr", "eps", "clip"):
-            _check(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("beta1", "beta2"):
-            _check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}: give a number in [0, 1)")
-        _check(0 <= self.min_lr_ratio <= 1, f"optim.min_lr_ratio is {self.min_lr_ratio}: give a number in [0, 1]")
-        _check(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}: give 0 or more")
-        _check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: give 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """How long, how fast, and where to.
-
-    Raises:
-        UsageError: a number is out of its range.
-    """
-
-    out: Path
-    """New folder for the model (model/), the metrics (metrics.jsonl), the options (recipe.toml) and the tokens."""
-    steps: int = 1000
-    """Updates of the weights."""
-    batch_size: int = 8
-    """Sequences of one step."""
-    eval_interval: int = 500
-    """Steps between two measurements on the held-out text; the model is written at each, and at the end."""
-    log_interval: int = 10
-    """Steps between two lines of metrics."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number type of the matrix products and of the written weights; the trained weights are float32."""
-    seed: int = 0
-    """Fixes the initial weights and the order of the data."""
-    threads: int | None = None
-    """CPU threads; unset: as many as PyTorch chooses."""
-    description: str = ""
-    """Words for the model card: what the text is, and under which licence."""
-
-    def __post_init__(self) -> None:
-        _check_counts("run", self, "steps", "batch_size", "eval_interval", "log_interval")
-        _check(self.dtype in ("bfloat16", "float32"), f"run.dtype '{self.dtype}' is not one of: bfloat16, float32")
-        _check(0 <= self.seed < 2**63, f"run.seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
-        _check(
-            self.threads is None or 1 <= self.threads <= 1024,
-            f"run.threads is {self.threads}: give 1 to 1024, or leave it out",
-        )
+from bloomery.train.checked import check
+from bloomery.train.log_options import LogOptions
+from bloomery.train.lora_options import LoraOptions
+from bloomery.train.pace_options import Batch, Optim, Schedule, Stop
+from bloomery.train.run_options import Begin, Data, ModelShape, Run, Save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,19 +16,54 @@ class TrainConfig:
     """One training run.
 
     Raises:
-        UsageError: the warm-up is longer than the run.
+        UsageError: the options contradict each other.
     """
 
     data: Data
-    model: ModelShape
     run: Run
+    model: ModelShape = field(default_factory=ModelShape)
     optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    batch: Batch = field(default_factory=Batch)
+    stop: Stop = field(default_factory=Stop)
+    save: Save = field(default_factory=Save)
+    begin: Begin = field(default_factory=Begin)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
-        _check(
-            self.optim.warmup_steps <= self.run.steps,
-            f"optim.warmup_steps {self.optim.warmup_steps} is more than run.steps {self.run.steps}: lower it",
+        total, warmup = self.length(self.schedule.unit), self.schedule.warmup
+        check(
+            total is None or warmup <= total,
+            f"schedule.warmup {warmup} is more than the run's {total} {self.schedule.unit}: lower it",
         )
+        enough = self.schedule.kind == "constant" or (self.schedule.kind != "wsd" and self.schedule.decay is not None)
+        check(
+            total is not None or enough,
+            f"how many {self.schedule.unit} the run has is not known before it, but schedule.kind {self.schedule.kind}"
+            f" needs it: give the run's length in {self.schedule.unit}",
+        )
+        check(
+            self.lora.rank == 0 or bool(self.model.start),
+            "lora.rank is for a model that is there: name it with model.start",
+        )
+        check(
+            self.lora.rank == 0 or self.optim.name == "adamw",
+            "optim.name muon is for whole matrices: an adapter (lora.rank) takes adamw",
+        )
+
+    def length(self, unit: str) -> int | None:
+        """How long the run is, in steps, samples or tokens; None where it is said in another unit and the batches
+        change on the way, so that only running it tells."""
+        run, batch = self.run, self.batch
+        per_step = {"steps": 1, "samples": batch.size, "tokens": batch.size * (self.model.seq_len or 0)}
+        said = {"steps": run.steps, "samples": run.samples, "tokens": run.tokens}
+        if said[unit] is not None:
+            return said[unit]
+        if batch.changes or not per_step["tokens"]:
+            return None
+        steps = next(-(-count // per_step[name]) for name, count in said.items() if count is not None)
+        return steps * per_step[unit]
 
     def as_tables(self) -> dict[str, Any]:
         """The options as a recipe holds them, the unset ones left out."""

@@ -1,66 +1,97 @@
-"""One update of the weights: loss, gradients, clipping, AdamW, and what to do when the numbers are not finite."""
+"""One update of the weights: loss and gradients of a global batch, a few sequences at a time, clipping, the optimizer,
+and what to do when the numbers are not finite. Knows no data and no schedule.
+"""
 
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
-from bloomery.train.config import Optim
-from bloomery.train.loss import SequenceLoss
-from bloomery.train.optim import clip_gradients, learning_rate, make_optimizer
+from bloomery.ops.random import keyed
+from bloomery.train.loss import SequenceLoss, count_of
+from bloomery.train.optim import Optimizers, clip_gradients
 
-PATIENCE = 5
-"""Updates in a row that may be dropped because a number is not finite; more of them mean that the run is lost."""
+
+class NotFinite(BloomeryError):
+    """Too many steps in a row had to be skipped."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step measured: nats a token, the gradients' norm before clipping, the rate used."""
+    """What one step measured: nats a token, the gradients' norm before clipping, the rate used, the predictions."""
 
     loss: float
     grad_norm: float
     lr: float
+    predicted: int
+    skipped: bool
 
 
 class TrainStep:
-    """Takes steps and counts the dropped ones."""
+    """Takes steps; counts those that were skipped because a number was not finite.
 
-    def __init__(self, loss: SequenceLoss, options: Optim, steps: int) -> None:
-        self.loss, self.options, self.steps = loss, options, steps
-        self.optimizer = make_optimizer(loss.decoder, options)
-        self.dropped = 0
-        self._in_a_row = 0
+    Args:
+        micro: sequences computed at once; None: all of a step.
+        clip: largest norm of all gradients together; 0: any.
+        patience: steps skipped in a row that end the run.
+        seed: of what is dropped.
+    """
 
-    def __call__(self, step: int, windows: Tensor) -> StepResult:
-        """Update the weights by one batch of windows, (B, T + 1).
+    def __init__(
+        self,
+        loss: SequenceLoss,
+        optimizers: Optimizers,
+        *,
+        micro: int | None = None,
+        clip: float = 1.0,
+        patience: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.loss, self.optimizers = loss, optimizers
+        self.micro, self.clip, self.patience, self.seed = micro, clip, patience, seed
+        self.skipped = self._in_a_row = 0
+
+    def __call__(self, step: int, lr: float, windows: Tensor, segments: Tensor | None = None) -> StepResult:
+        """Update the weights by one global batch.
+
+        Gradients are those of the mean over all predictions of the batch, however it is cut into micro-batches.
+
+        Args:
+            step: its number, from 0; what is dropped depends on it.
+            windows, segments: (B, T + 1), as for `SequenceLoss`.
 
         Raises:
-            BloomeryError: loss or gradients were not finite several times in a row.
+            NotFinite: loss or gradients were not finite several times in a row.
         """
-        lr = learning_rate(self.options, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        predicted = windows.shape[0] * (windows.shape[1] - 1)
-        loss = self.loss(windows) / predicted
-        loss.backward()
-        norm = clip_gradients(self.loss.decoder, self.options.clip)
-        result = StepResult(loss.item(), norm.item(), lr)
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            self.optimizer.step()
-            self._in_a_row = 0
+        self.optimizers.zero_grad()
+        predicted = max(1, count_of(windows, segments))
+        size = self.micro or len(windows)
+        total = torch.zeros((), dtype=torch.float64)
+        for place, begin in enumerate(range(0, len(windows), size)):
+            part = slice(begin, begin + size)
+            torch.manual_seed(keyed(self.seed, step, place) >> 1)
+            loss = self.loss(windows[part], None if segments is None else segments[part]) / predicted
+            loss.backward()
+            total += loss.detach().to(total)
+        norm = clip_gradients(self.optimizers.parameters, self.clip).item()
+        skipped = not (math.isfinite(total.item()) and math.isfinite(norm))
+        result = StepResult(total.item(), norm, lr, predicted, skipped)
+        if skipped:
+            self._skip(step, result)
         else:
-            self._drop(step, result)
+            self.optimizers.step(lr)
+            self._in_a_row = 0
         return result
 
-    def _drop(self, step: int, result: StepResult) -> None:
-        self.dropped += 1
+    def _skip(self, step: int, result: StepResult) -> None:
+        self.skipped += 1
         self._in_a_row += 1
-        if self._in_a_row >= PATIENCE:
-            raise BloomeryError(
-                f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}: {PATIENCE} updates in a row were"
-                " not finite: lower optim.lr or lengthen optim.warmup_steps"
+        said = f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}"
+        if self._in_a_row >= self.patience:
+            raise NotFinite(
+                f"{said}: {self._in_a_row} steps in a row were not finite: lower optim.lr or lengthen schedule.warmup"
             )
-        logger.warning("step %d: loss %s, gradient norm %s: update dropped", step, result.loss, result.grad_norm)
+        logger.warning("%s: step skipped", said)

@@ -1,137 +1,241 @@
-"""One training run, from options to a model folder: nothing but the order of things."""
+"""One training run, from options to a model: nothing but the order of things."""
 
-import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from bloomery.checkpoint.export import export_decoder
-from bloomery.devices import DTYPES
+from bloomery.data.samples import Ids, Samples
+from bloomery.devices import DTYPES, pick_device
+from bloomery.errors import BloomeryError
 from bloomery.log import logger
-from bloomery.train.card import model_card
 from bloomery.train.config import TrainConfig
-from bloomery.train.data import Samples
-from bloomery.train.evaluate import Evaluation, Evaluator
+from bloomery.train.evaluate import Evaluation, Evaluator, pooled
+from bloomery.train.flops import StepCost
+from bloomery.train.folder import keep_files, open_folder
+from bloomery.train.keep import Keeper, refuse_shifted
+from bloomery.train.log import RunLog
+from bloomery.train.lora import add_lora_, lora_parameters
 from bloomery.train.loss import SequenceLoss
-from bloomery.train.metrics import Metrics
-from bloomery.train.setup import build_decoder, find_family, find_text, make_folder, prepare_text
-from bloomery.train.step import StepResult, TrainStep
-from bloomery.train.stop import StopOnInterrupt
-from bloomery.train.tokenizer import SPECIAL_IDS, byte_lengths, tokenizer_files
+from bloomery.train.memory import memory_used
+from bloomery.train.meter import Meter
+from bloomery.train.model import build, describe
+from bloomery.train.optim import Optimizers
+from bloomery.train.pace import Pace, Reached
+from bloomery.train.passes import add_dropout_, compile_, recompute_
+from bloomery.train.peak import find_peak
+from bloomery.train.profile import profiling
+from bloomery.train.step import NotFinite, StepResult, TrainStep
+from bloomery.train.stop import StopWatch, refuse_to_begin
+from bloomery.train.text import find_words, plan_text, read_text
+from bloomery.train.written import write_result
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: the model's folder, its quality, and how many updates were made or dropped."""
+    """What a run leaves. `model`: the folder of the finished model, None where the run was stopped, and `stopped` says
+    why. `evaluation` is that of each held-out set, the last time they were measured."""
 
-    model: Path
-    evaluation: Evaluation
-    steps: int
-    dropped: int
+    model: Path | None
+    evaluation: Mapping[str, Evaluation]
+    reached: Reached
+    skipped: int
+    stopped: str | None = None
 
 
 class Trainer:
-    """Runs one training run on the CPU.
+    """Runs one training run.
+
+    Args:
+        resume: go on with the run that is in its folder.
 
     Raises:
         UsageError: an option is wrong, before any work is done.
+        CheckpointError: what the run begins with is damaged.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         self.config = config
-        shape, run = config.model, config.run
-        self.family = find_family(shape)
-        files = find_text(config)
-        self.out = make_folder(config)
+        run = config.run
+        refuse_to_begin(config.stop)
+        planned, self.described = plan_text(config.data), describe(config.model)
+        self.device = pick_device(run.device)
+        self.out = open_folder(config, resume=resume)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        self.text = prepare_text(config, files, self.out / "tokens")
-        self.samples = Samples(self.text.train.open(), shape.seq_len, run.seed)
-        self.decoder = build_decoder(shape, self.family, run.seed)
-        self.loss = SequenceLoss(self.decoder, DTYPES[run.dtype])
-        self.take_step = TrainStep(self.loss, config.optim, run.steps)
-        lengths = byte_lengths(self.text.tokenizer)
-        held_out = self.text.valid.open()
-        self.evaluate = Evaluator(held_out, lengths, shape.seq_len, run.batch_size, config.data.valid_windows)
+        if run.deterministic:
+            torch.use_deterministic_algorithms(True)
+        seq_len, vocab_size = self.described.seq_len, self.described.config.vocab_size
+        words = find_words(config.data, planned, self.described, self.out / "tokenizer")
+        if words is not None:
+            keep_files(self.out / "tokenizer", words.files)
+        self.text = read_text(config.data, planned, words, vocab_size, self.out / "tokens", resume)
+        self.samples = Samples(
+            self.text.train,
+            seq_len=seq_len,
+            seed=run.seed,
+            weights=config.data.weights or None,
+            isolate_documents=config.data.isolate_documents,
+            skip=config.data.skip,
+        )
+        before = memory_used(self.device)
+        self.decoder = build(self.described, config.model, run.seed, self.device)
+        if config.lora.rank:
+            add_lora_(self.decoder, self.described.family, config.lora, run.seed)
+        self.optimizers = Optimizers(self.decoder.named_parameters(), config.optim)
+        self.keeper = Keeper(config, self.out, self.described, self.text.words, self.decoder, self.optimizers)
+        begun = self.keeper.load(resume=resume)
+        refuse_shifted(begun, self.samples)
+        self.reached, self.seconds = Reached(begun.step, begun.samples, begun.tokens), begun.seconds
+        self.memory = {"before_build": before, "after_build": memory_used(self.device)}
+        self.pace = Pace(config, seq_len)
+        self.loss = SequenceLoss(self.decoder, DTYPES[run.dtype], config.model.attention_dropout)
+        self._add_passes()
+        self.take_step = TrainStep(
+            self.loss,
+            self.optimizers,
+            micro=config.batch.micro,
+            clip=config.optim.clip,
+            patience=config.stop.skipped,
+            seed=run.seed,
+        )
+        self.take_step.skipped = begun.skipped
+        lengths = self.text.byte_lengths(vocab_size)
+        size, apart = config.batch.micro or config.batch.size, config.data.isolate_documents
+        self.evaluators = {
+            name: Evaluator(source, lengths, seq_len, size, config.data.valid_windows, isolate_documents=apart)
+            for name, source in self.text.valid.items()
+        }
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        """The loss on each held-out set."""
+        return {name: evaluator(self.loss) for name, evaluator in self.evaluators.items()}
 
     def run(self) -> TrainResult:
-        """Train, measure, write the model; after Ctrl-C too, which is then raised again.
+        """Train until the run has its length, or until it is asked to stop; save, and write the model if it is done.
 
         Raises:
-            BloomeryError: the numbers went astray.
-            KeyboardInterrupt: it was asked for; the model has been written.
+            NotFinite: the numbers went astray; the batch is in bad-batch.safetensors.
+            CheckpointError: the state cannot be written.
         """
-        run, model = self.config.run, self.out / "model"
-        with Metrics(self.out / "metrics.jsonl", run.steps) as metrics, StopOnInterrupt() as stop:
-            began = time.perf_counter()
-            for step in range(1, run.steps + 1):
-                windows = self.samples.take((step - 1) * run.batch_size, run.batch_size)
-                result = self.take_step(step - 1, torch.from_numpy(windows))
-                last = step == run.steps or stop.asked
-                if step % run.log_interval == 0 or last:
-                    began = self._log(metrics, step, result, began)
-                if step % run.eval_interval == 0 or last:
-                    paused = time.perf_counter()
-                    measured = self._measure_and_write(metrics, step)
-                    began += time.perf_counter() - paused
-                if last:
-                    break
-        if step < run.steps:
-            logger.warning("stopped after step %d of %d: the model so far is in %s", step, run.steps, model)
-            raise KeyboardInterrupt
-        logger.info("model written to %s", model)
-        return TrainResult(model, measured, step, self.take_step.dropped)
+        config = self.config
+        cost = StepCost(self.described.config, config.run.recompute, self._adapter_weights())
+        peak = find_peak(self.device, DTYPES[config.run.dtype], config.log.peak_tflops)
+        self.meter = Meter(cost, peak, self.seconds)
+        self.measured: dict[str, Evaluation] = {}
+        with ExitStack() as stack:
+            steps = config.length("steps")
+            recipe = config.as_tables()
+            log = RunLog(self.out, config.log, steps=steps, done=self.reached.steps, recipe=recipe)
+            self.log = stack.enter_context(log)
+            logger.info("%s; %s", cost.formula, self.meter.explain())
+            for when, used in self.memory.items():
+                self.log.event("memory", {"when": when, **used})
+            stop = stack.enter_context(StopWatch(config.stop, self.out, self.reached))
+            stack.enter_context(torch.random.fork_rng(devices=[]))  # what is dropped is drawn from the global generator
+            profiler = stack.enter_context(profiling(config.run.profile, self.out))
+            why, good = None, False
+            while why is None and not good and not self.pace.done(self.reached):
+                self._step()
+                profiler(self.reached.steps)
+                why = stop.reason(self.reached)
+                good = self._between(last=why is not None or self.pace.done(self.reached))
+            if not self.measured:  # resumed at its end
+                self._measure()
+            self.keeper.wait()
+        return self._result(why if not self.pace.done(self.reached) and not good else None)
 
-    def _log(self, metrics: Metrics, step: int, result: StepResult, began: float) -> float:
-        """Write a line of metrics and show it; the time from which the next line counts."""
-        run = self.config.run
-        now = time.perf_counter()
-        steps = (step - 1) % run.log_interval + 1
-        seconds = (now - began) / steps
-        tokens = run.batch_size * self.config.model.seq_len
-        line = {
-            "step": step,
-            "samples": step * run.batch_size,
-            "tokens": step * tokens,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "lr": result.lr,
-            "tokens_per_s": tokens / seconds,
-            "ms_per_step": 1000 * seconds,
-            "dropped": self.take_step.dropped,
-        }
-        metrics.write(line)
-        metrics.show(step, f"loss {result.loss:.4f}  {tokens / seconds:,.0f} tok/s")
-        return now
+    def _step(self) -> None:
+        """One step, and a line of metrics where one is due."""
+        at = self.reached
+        count, length = self.pace.sequences(at), self.pace.seq_len(at)
+        with self.meter.waiting():
+            windows = self.samples.take(at.samples, count)
+            ids, segments = (self._moved(part, length) for part in windows)
+        assert ids is not None
+        after = at.after(count, count * length)
+        try:
+            result = self.take_step(at.steps, self.pace.learning_rate(after), ids, segments)
+        except NotFinite as error:
+            raise self._with_batch(error, ids, segments) from None
+        self.reached = after
+        self.meter.stepped(count, length)
+        self.log.tick(after.steps)
+        if after.steps % self.config.run.log_interval == 0 or self.pace.done(after):
+            self._write_figures(result)
 
-    def _measure_and_write(self, metrics: Metrics, step: int) -> Evaluation:
-        """Loss on the held-out text, and the model as it is."""
-        measured = self.evaluate(self.loss)
-        metrics.write(
+    def _moved(self, part: Ids | None, length: int) -> Tensor | None:
+        """On the device, of the length that sequences have by now."""
+        return None if part is None else torch.from_numpy(part)[:, : length + 1].to(self.device)
+
+    def _write_figures(self, result: StepResult) -> None:
+        reached = self.reached
+        self.log.write(
+            reached.steps,
             {
-                "step": step,
-                "eval_loss": measured.loss,
-                "eval_perplexity": measured.perplexity,
-                "eval_bits_per_byte": measured.bits_per_byte,
-                "eval_tokens": measured.tokens,
-            }
+                "samples": reached.samples,
+                "tokens": reached.tokens,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": result.lr,
+                "skipped": self.take_step.skipped,
+                **self.meter.figures(),
+                **memory_used(self.device),
+            },
         )
-        metrics.show(step, f"held out: loss {measured.loss:.4f}, {measured.bits_per_byte:.4f} bits per byte")
-        self._write_model(step, measured)
-        return measured
 
-    def _write_model(self, step: int, measured: Evaluation) -> None:
-        config, text = self.config, self.text
-        parameters = sum(p.numel() for p in self.decoder.parameters())
-        files = (text.train_files, text.valid_files)
-        card = model_card(config, self.decoder.config, parameters, files, step, measured)
-        export_decoder(
-            self.decoder,
-            self.family,
-            self.out / "model",
-            dtype=DTYPES[config.run.dtype],
-            config=SPECIAL_IDS,
-            generation={k: v for k, v in SPECIAL_IDS.items() if k != "unk_token_id"},
-            files=tokenizer_files(text.tokenizer, config.model.seq_len) | {"README.md": card},
-        )
+    def _between(self, *, last: bool) -> bool:
+        """Measure and save where it is due; whether the model is as good as was asked for."""
+        steps, config, good = self.reached.steps, self.config, False
+        with self.meter.paused():
+            if last or steps % config.run.eval_interval == 0:
+                self._measure()
+                target = config.stop.loss
+                good = target is not None and pooled(self.measured).loss <= target
+            if last or good or (config.save.interval is not None and steps % config.save.interval == 0):
+                last_sample = self.samples.raw(self.reached.samples - 1)
+                self.keeper.save(self.reached, last_sample, self.take_step.skipped, self.meter.seconds)
+        return good
+
+    def _measure(self) -> None:
+        self.measured = self.evaluate()
+        values = {key: value for name, one in self.measured.items() for key, value in one.values(name).items()}
+        self.log.write(self.reached.steps, values)
+
+    def _result(self, stopped: str | None) -> TrainResult:
+        reached, skipped = self.reached, self.take_step.skipped
+        if stopped is not None:
+            logger.warning(
+                "stopped after step %d (%s): the state is in %s; the same command with --resume goes on",
+                reached.steps,
+                stopped,
+                self.keeper.folder,
+            )
+            return TrainResult(None, self.measured, reached, skipped, stopped)
+        model = write_result(self.config, self.out, self.described, self.text, self.decoder, reached, self.measured)
+        logger.info("model written to %s", model)
+        return TrainResult(model, self.measured, reached, skipped)
+
+    def _add_passes(self) -> None:
+        run = self.config.run
+        add_dropout_(self.decoder, self.config.model.dropout)
+        if run.compile:
+            compile_(self.decoder)
+        if run.recompute:
+            recompute_(self.decoder)
+
+    def _adapter_weights(self) -> int | None:
+        if not self.config.lora.rank:
+            return None
+        return sum(parameter.numel() for parameter in lora_parameters(self.decoder).values())
+
+    def _with_batch(self, error: NotFinite, ids: Tensor, segments: Tensor | None) -> BloomeryError:
+        """The error, once the batch that led to it is in a file."""
+        file = self.out / "bad-batch.safetensors"
+        parts = {"ids": ids.cpu()} | ({} if segments is None else {"segments": segments.cpu()})
+        save_file({name: part.contiguous() for name, part in parts.items()}, file)
+        return NotFinite(f"{error}; the batch is in {file}")

@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Iterable
+from hashlib import sha256
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, processors, trainers
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Split
 
 from bloomery.errors import UsageError
 
@@ -15,6 +16,8 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 
 SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "unk_token_id": 0}
 EOS = SPECIAL_IDS["eos_token_id"]
+SMALLEST = 256 + len(SPECIAL)
+"""Tokens that any vocabulary has: the bytes and the special ones."""
 
 SPELT_OUT = re.compile(f"({'|'.join(token[:-1] for token in SPECIAL.values())})>")
 """A special token that stands in a text as text; its last character apart."""
@@ -30,11 +33,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     special token: where the texts spell one out, the learner sees two words.
 
     Raises:
-        UsageError: the texts hold too few different words for so many tokens.
+        UsageError: the texts hold too few different words for so many tokens, or the bytes do not fit.
     """
+    if vocab_size < SMALLEST:
+        raise UsageError(
+            f"a vocabulary of {vocab_size} has no room for 256 bytes and 4 special tokens: give 260 or more"
+        )
     tokenizer = Tokenizer(models.BPE())
     words = Split(Regex(WORDS), behavior="isolated")
-    tokenizer.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=True, trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -47,16 +54,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
         raise UsageError(
-            f"data.train gives a vocabulary of {found} tokens, not {vocab_size}: lower model.vocab_size or add text"
+            f"the text gives a vocabulary of {found} tokens, not {vocab_size}: lower vocab_size or add text"
         )
     return tokenizer
 
 
-def tokenizer_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, str]:
-    """File name -> text of a Hugging Face tokenizer."""
+def tokenizer_files(tokenizer: Tokenizer, seq_len: int | None = None) -> dict[str, str]:
+    """File name -> text of a Hugging Face tokenizer.
+
+    Args:
+        seq_len: the context of the model that it belongs to; None where there is none yet.
+    """
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": seq_len,
+        **({} if seq_len is None else {"model_max_length": seq_len}),
         "padding_side": "left",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
@@ -69,9 +80,21 @@ def tokenizer_files(tokenizer: Tokenizer, seq_len: int) -> dict[str, str]:
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(V,) bytes of text that each token stands for; 0 for the special ones, which stand for none."""
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    """(V,) bytes of text that each token of a byte-level tokenizer stands for; 0 for the special ones, which stand for
+    none, and for ids that no token has."""
+    lengths = np.zeros(vocab_size_of(tokenizer), dtype=np.int64)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     for token, index in tokenizer.get_vocab().items():
         # A byte-level token spells every byte as one character.
-        lengths[index] = 0 if token in SPECIAL.values() else len(token)
+        lengths[index] = 0 if token in special else len(token)
     return lengths
+
+
+def vocab_size_of(tokenizer: Tokenizer) -> int:
+    """Every id is below it. It is more than the tokens where a vocabulary has gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 of all that decides which ids a text becomes."""
+    return sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()

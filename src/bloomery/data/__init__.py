@@ -1,0 +1,1 @@
+"""Text -> token files -> training samples. Knows no model and no training."""
