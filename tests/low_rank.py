@@ -11,7 +11,7 @@ from bloomery.families import FAMILIES, Family
 from bloomery.model.decoder import Decoder
 from bloomery.train.lora import add_lora_, lora_parameters
 from bloomery.train.lora_folder import write_lora
-from bloomery.train.lora_options import LoraOptions
+from bloomery.train.recipe.lora_options import LoraOptions
 from drive import load
 from tiny import Tiny
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from bloomery.families import FAMILIES
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
-from bloomery.train.checkpoint import Checkpoints, Progress
 from bloomery.train.optim import Optimizers
-from bloomery.train.pace_options import Optim
+from bloomery.train.recipe.pace_options import Optim
+from bloomery.train.state.checkpoint import Checkpoints, Progress
 
 FAMILY = FAMILIES["bloom"]
 SMALL = 6_000

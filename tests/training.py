@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bloomery.train.config import TrainConfig
 from bloomery.train.loss import SequenceLoss
 from bloomery.train.model import build, describe
 from bloomery.train.optim import Optimizers
-from bloomery.train.pace_options import Optim
-from bloomery.train.run_options import Data, ModelShape, Run
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.recipe.pace_options import Optim
+from bloomery.train.recipe.run_options import Data, ModelShape, Run
 from bloomery.train.step import TrainStep
 
 LENGTH = 24

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bloomery.train.config import TrainConfig
-from bloomery.train.log_options import LogOptions
-from bloomery.train.pace_options import Batch, Optim, Schedule
-from bloomery.train.run_options import Data, ModelShape, Run
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.recipe.log_options import LogOptions
+from bloomery.train.recipe.pace_options import Batch, Optim, Schedule
+from bloomery.train.recipe.run_options import Data, ModelShape, Run
 
 PEOPLE = ["the miller", "a clerk", "the widow", "an old sailor", "the schoolmaster", "his daughter"]
 DEEDS = ["sold", "lost", "found", "carried", "wanted", "forgot"]

@@ -11,7 +11,7 @@ from bloomery.errors import UsageError
 from bloomery.families import FAMILIES
 from bloomery.model.decoder import Decoder
 from bloomery.model.init import init_decoder_
-from bloomery.train.config import ModelShape
+from bloomery.train.recipe.config import ModelShape
 
 SHAPE = ModelShape(family="bloom", vocab_size=300, hidden_size=128, num_layers=3, num_heads=4, seq_len=32)
 

@@ -20,7 +20,7 @@ from bloomery.errors import UsageError
 from bloomery.model.cache import CausalAttention
 from bloomery.model.decoder import Decoder
 from bloomery.train.lora import LowRankLinear, add_lora_, lora_parameters
-from bloomery.train.lora_options import LoraOptions
+from bloomery.train.recipe.lora_options import LoraOptions
 from drive import load, uncached_logits
 from low_rank import RANK_4, adapted, family_of, tensors_of, write
 from tiny import Tiny

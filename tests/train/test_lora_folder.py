@@ -17,7 +17,7 @@ from bloomery.checkpoint.export import export_decoder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.train.lora import lora_parameters
 from bloomery.train.lora_folder import write_lora
-from bloomery.train.lora_options import LoraOptions
+from bloomery.train.recipe.lora_options import LoraOptions
 from drive import assert_parity, load, uncached_logits
 from low_rank import RANK_4, adapted, family_of, tensors_of, write
 from tiny import SHAPES, Tiny

@@ -6,7 +6,7 @@ from torch import nn
 
 from bloomery.families import FAMILIES
 from bloomery.train.optim import Optimizers, clip_gradients
-from bloomery.train.pace_options import Optim
+from bloomery.train.recipe.pace_options import Optim
 from training import make_loss, make_step, windows
 
 MUON = Optim(name="muon", lr=0.01, weight_decay=0.3)

@@ -15,8 +15,8 @@ from transformers import (
 
 from bloomery.errors import UsageError
 from bloomery.train.pace import Pace, Reached
-from bloomery.train.pace_options import Batch, Optim, Schedule
-from bloomery.train.run_options import ModelShape
+from bloomery.train.recipe.pace_options import Batch, Optim, Schedule
+from bloomery.train.recipe.run_options import ModelShape
 from training import recipe
 
 OUT = Path("out")

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bloomery.cli import main
 from bloomery.errors import UsageError
-from bloomery.train.config import TrainConfig
 from bloomery.train.evaluate import pooled
-from bloomery.train.pace_options import Batch, Optim, Schedule, Stop
-from bloomery.train.run_options import Begin, Save
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.recipe.pace_options import Batch, Optim, Schedule, Stop
+from bloomery.train.recipe.run_options import Begin, Save
 from bloomery.train.step import NotFinite, StepResult, TrainStep
 from bloomery.train.trainer import Trainer, TrainResult
 
@@ -59,8 +59,8 @@ def differing(one: Trainer, other: Trainer) -> list[str]:
 @pytest.fixture(scope="module")
 def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, TrainResult]:
     """One run that is long enough to learn something."""
-    from bloomery.train.log_options import LogOptions
-    from bloomery.train.run_options import Data, ModelShape, Run
+    from bloomery.train.recipe.log_options import LogOptions
+    from bloomery.train.recipe.run_options import Data, ModelShape, Run
 
     options = TrainConfig(
         data=Data(train=(str(corpus / "train-*.txt"),), valid=(str(corpus / "valid.txt"),)),
@@ -371,7 +371,7 @@ def test_a_run_can_begin_from_anothers_checkpoint(
 def test_fine_tuning_begins_with_the_model_and_its_tokenizer(
     options: TrainConfig, learned: tuple[Trainer, TrainResult], corpus: Path
 ) -> None:
-    from bloomery.train.run_options import ModelShape
+    from bloomery.train.recipe.run_options import ModelShape
 
     model = learned[1].model
     before = load_file(model / "model.safetensors")  # type: ignore[operator]
@@ -493,8 +493,8 @@ def test_an_adapter_alone_is_learned_saved_and_taken_by_peft(
 ) -> None:
     from peft import PeftModel
 
-    from bloomery.train.lora_options import LoraOptions
-    from bloomery.train.run_options import ModelShape
+    from bloomery.train.recipe.lora_options import LoraOptions
+    from bloomery.train.recipe.run_options import ModelShape
 
     model = learned[1].model
     assert model is not None

@@ -19,7 +19,7 @@ from bloomery.train import loss as losses
 from bloomery.train import optim, step
 from bloomery.train.loss import SequenceLoss
 from bloomery.train.pace import Pace, Reached
-from bloomery.train.pace_options import Schedule
+from bloomery.train.recipe.pace_options import Schedule
 from training import OPTIONS, make_loss, make_step, recipe, windows
 
 STEPS, MICRO = 50, 3

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
-from bloomery.train.config import TrainConfig
+from bloomery.train.recipe.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from bloomery.cli.options import PlotOptions
 from bloomery.errors import UsageError
-from bloomery.train.curves import read_curves
-from bloomery.train.plot import plot_runs
+from bloomery.train.report.curves import read_curves
+from bloomery.train.report.plot import plot_runs
 
 
 def run(options: PlotOptions) -> int:

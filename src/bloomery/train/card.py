@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from bloomery.train.config import TrainConfig
 from bloomery.train.evaluate import Evaluation
 from bloomery.train.model import Described
 from bloomery.train.pace import Reached
+from bloomery.train.recipe.config import TrainConfig
 
 CARD = """\
 # {title}

@@ -19,7 +19,7 @@ from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.layout import shapes
-from bloomery.train.lora_options import ALL, TARGETS, LoraOptions
+from bloomery.train.recipe.lora_options import ALL, TARGETS, LoraOptions
 
 
 class LowRankLinear(nn.Module):

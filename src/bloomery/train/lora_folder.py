@@ -17,7 +17,7 @@ from bloomery.hub.repository import ADAPTER_WEIGHTS
 from bloomery.model.decoder import Decoder
 from bloomery.model.layout import shapes
 from bloomery.train.lora import lora_layers
-from bloomery.train.lora_options import LoraOptions
+from bloomery.train.recipe.lora_options import LoraOptions
 
 WEIGHT = ".weight"
 

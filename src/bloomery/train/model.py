@@ -15,7 +15,7 @@ from bloomery.hub.resolve import resolve
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.init import init_decoder_
-from bloomery.train.run_options import ModelShape
+from bloomery.train.recipe.run_options import ModelShape
 
 CONTEXT = 512
 """Tokens of a sequence, where nothing else says it."""

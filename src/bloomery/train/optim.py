@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from bloomery.train.pace_options import Optim
+from bloomery.train.recipe.pace_options import Optim
 
 
 class Optimizers:

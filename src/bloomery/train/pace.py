@@ -5,7 +5,7 @@ is, so that a resumed run needs nothing else. Knows no tensor.
 import math
 from dataclasses import dataclass
 
-from bloomery.train.config import TrainConfig
+from bloomery.train.recipe.config import TrainConfig
 
 
 @dataclass(frozen=True)

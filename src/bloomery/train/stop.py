@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from bloomery.errors import UsageError
 from bloomery.train.pace import Reached
-from bloomery.train.pace_options import Stop
+from bloomery.train.recipe.pace_options import Stop
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 

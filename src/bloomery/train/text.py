@@ -24,7 +24,7 @@ from bloomery.hub.resolve import resolve
 from bloomery.log import logger
 from bloomery.text.tokenizer import read_tokenizer
 from bloomery.train.model import Described
-from bloomery.train.run_options import Data
+from bloomery.train.recipe.run_options import Data
 
 Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -136,8 +136,8 @@ def read_text(data: Data, planned: Planned, words: Words | None, vocab_size: int
             learn, measure, _ = split_documents(found.documents, data.split)
             if not learn or not measure:
                 raise UsageError(
-                    f"data.split {data.split} leaves {entry.name}, of {found.documents} documents, {len(learn)} to learn "
-                    f"from and {len(measure)} to measure on: change it"
+                    f"data.split {data.split} leaves {entry.name}, of {found.documents} documents, {len(learn)} to "
+                    f"learn from and {len(measure)} to measure on: change it"
                 )
             sources.append(found.source(learn))
             valid[entry.name] = found.source(measure)

@@ -13,22 +13,22 @@ from bloomery.data.samples import Ids, Samples
 from bloomery.devices import DTYPES, pick_device
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
-from bloomery.train.config import TrainConfig
 from bloomery.train.evaluate import Evaluation, Evaluator, pooled
-from bloomery.train.flops import StepCost
-from bloomery.train.folder import keep_files, open_folder
-from bloomery.train.keep import Keeper, refuse_shifted
-from bloomery.train.log import RunLog
 from bloomery.train.lora import add_lora_, lora_parameters
 from bloomery.train.loss import SequenceLoss
-from bloomery.train.memory import memory_used
-from bloomery.train.meter import Meter
 from bloomery.train.model import build, describe
 from bloomery.train.optim import Optimizers
 from bloomery.train.pace import Pace, Reached
 from bloomery.train.passes import add_dropout_, compile_, recompute_
-from bloomery.train.peak import find_peak
-from bloomery.train.profile import profiling
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.report.flops import StepCost
+from bloomery.train.report.log import RunLog
+from bloomery.train.report.memory import describe_memory, memory_used
+from bloomery.train.report.meter import Meter
+from bloomery.train.report.peak import find_peak
+from bloomery.train.report.profile import profiling
+from bloomery.train.state.folder import keep_files, open_folder
+from bloomery.train.state.keep import Keeper, refuse_shifted
 from bloomery.train.step import NotFinite, StepResult, TrainStep
 from bloomery.train.stop import StopWatch, refuse_to_begin
 from bloomery.train.text import find_words, plan_text, read_text
@@ -134,7 +134,9 @@ class Trainer:
             self.log = stack.enter_context(log)
             logger.info("%s; %s", cost.formula, self.meter.explain())
             for when, used in self.memory.items():
-                self.log.event("memory", {"when": when, **used})
+                self.log.event(
+                    "memory", {"when": when, **used}, f"memory {when.replace('_', ' ')}: {describe_memory(used)}"
+                )
             stop = stack.enter_context(StopWatch(config.stop, self.out, self.reached))
             stack.enter_context(torch.random.fork_rng(devices=[]))  # what is dropped is drawn from the global generator
             profiler = stack.enter_context(profiling(config.run.profile, self.out))

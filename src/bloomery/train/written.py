@@ -7,11 +7,11 @@ from bloomery.checkpoint.export import export_decoder
 from bloomery.devices import DTYPES
 from bloomery.model.decoder import Decoder
 from bloomery.train.card import model_card
-from bloomery.train.config import TrainConfig
 from bloomery.train.evaluate import Evaluation
 from bloomery.train.lora_folder import write_lora
 from bloomery.train.model import Described
 from bloomery.train.pace import Reached
+from bloomery.train.recipe.config import TrainConfig
 from bloomery.train.text import Text
 
 

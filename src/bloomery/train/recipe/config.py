@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from bloomery.train.checked import check
-from bloomery.train.log_options import LogOptions
-from bloomery.train.lora_options import LoraOptions
-from bloomery.train.pace_options import Batch, Optim, Schedule, Stop
-from bloomery.train.run_options import Begin, Data, ModelShape, Run, Save
+from bloomery.train.recipe.checked import check
+from bloomery.train.recipe.log_options import LogOptions
+from bloomery.train.recipe.lora_options import LoraOptions
+from bloomery.train.recipe.pace_options import Batch, Optim, Schedule, Stop
+from bloomery.train.recipe.run_options import Begin, Data, ModelShape, Run, Save
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from rich.file_proxy import FileProxy
 from bloomery import log as logging_setup
 from bloomery.errors import MissingExtra, UsageError
 from bloomery.log import logger
-from bloomery.train.log import RunLog
-from bloomery.train.log_options import LogOptions
-from bloomery.train.sinks import JsonLines
+from bloomery.train.recipe.log_options import LogOptions
+from bloomery.train.report.log import RunLog
+from bloomery.train.report.sinks import JsonLines
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -46,8 +46,8 @@ def test_what_is_not_finite_is_null(value: float, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bloomery.train.log import RunLog
-from bloomery.train.log_options import LogOptions
+from bloomery.train.report.log import RunLog
+from bloomery.train.recipe.log_options import LogOptions
 with RunLog(Path(sys.argv[1]), LogOptions(), steps=9) as log:
     log.write(1, {"loss": 1.5})
     os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 
 from bloomery.errors import MissingExtra, UsageError
 from bloomery.log import logger
-from bloomery.train.figures import Value
+from bloomery.train.report.figures import Value
 
 FILE = "metrics.jsonl"
 

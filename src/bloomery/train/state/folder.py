@@ -19,7 +19,7 @@ import tomli_w
 from bloomery.disk.place import replacing_folder
 from bloomery.errors import UsageError
 from bloomery.log import logger
-from bloomery.train.config import TrainConfig
+from bloomery.train.recipe.config import TrainConfig
 
 FIXED = ("model", "data.train", "data.weights", "data.split", "data.tokenizer", "data.isolate_documents", "run.seed")
 """Options that a run cannot change on the way: it would be another one."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from bloomery.train.checked import check, check_between, check_counts
+from bloomery.train.recipe.checked import check, check_between, check_counts
 
 ALL = "all-linear"
 TARGETS = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from bloomery.train.memory import _resident, describe_memory, memory_used
+from bloomery.train.report.memory import _resident, describe_memory, memory_used
 
 CPU = torch.device("cpu")
 

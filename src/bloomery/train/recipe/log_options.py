@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from bloomery.train.checked import check, check_between
+from bloomery.train.recipe.checked import check, check_between
 
 
 @dataclass(frozen=True, kw_only=True)

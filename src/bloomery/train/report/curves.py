@@ -10,7 +10,7 @@ import numpy as np
 
 from bloomery.errors import UsageError
 from bloomery.log import logger
-from bloomery.train.sinks import FILE
+from bloomery.train.report.sinks import FILE
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
 AXES = ("step", "samples", "tokens", "seconds")

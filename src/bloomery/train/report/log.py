@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from bloomery.log import logger
-from bloomery.train.figures import Value
-from bloomery.train.log_options import LogOptions
-from bloomery.train.sinks import FILE, JsonLines, Sink, TensorBoard, Wandb
-from bloomery.train.view import Lines, LiveView, is_watched
+from bloomery.train.recipe.log_options import LogOptions
+from bloomery.train.report.figures import Value
+from bloomery.train.report.sinks import FILE, JsonLines, Sink, TensorBoard, Wandb
+from bloomery.train.report.view import Lines, LiveView, is_watched
 
 
 class RunLog:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from bloomery.train.peak import DENSE_BF16, find_peak, measured_peak
+from bloomery.train.report.peak import DENSE_BF16, find_peak, measured_peak
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -35,7 +35,7 @@ def test_what_the_table_does_not_hold_is_measured(
 ) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr("bloomery.train.peak.measured_peak", lambda *given: asked.append(given))
+    monkeypatch.setattr("bloomery.train.report.peak.measured_peak", lambda *given: asked.append(given))
     find_peak(CUDA, dtype)
     assert asked == [(CUDA, dtype)]
 

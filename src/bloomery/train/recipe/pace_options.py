@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bloomery.train.checked import LONGEST, check, check_between, check_counts
+from bloomery.train.recipe.checked import LONGEST, check, check_between, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ class Stop:
     """
 
     file: Path | None = None
-    """The run ends when this file appears, and does not begin while it is there. A file STOP in the run's folder ends it
-    too, and is removed then."""
+    """The run ends when this file appears, and does not begin while it is there. A file STOP in the run's folder ends
+    it too, and is removed then."""
     minutes: float | None = None
     """Minutes after which this start of the run ends."""
     steps: int | None = None

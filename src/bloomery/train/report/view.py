@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bloomery.log import logger
-from bloomery.train.figures import Value, as_words
+from bloomery.train.report.figures import Value, as_words
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60

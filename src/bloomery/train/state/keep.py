@@ -8,11 +8,11 @@ from bloomery.data.samples import Samples
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
-from bloomery.train.checkpoint import Checkpoints, Progress
-from bloomery.train.config import TrainConfig
 from bloomery.train.model import Described
 from bloomery.train.optim import Optimizers
 from bloomery.train.pace import Reached
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.state.checkpoint import Checkpoints, Progress
 from bloomery.train.text import Words
 
 LAST = "last_sample"

@@ -25,11 +25,11 @@ from bloomery.disk.lock import only_writer
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families import FAMILIES
 from bloomery.model.layout import shapes
-from bloomery.train import checkpoint as module
-from bloomery.train import tensor_files
-from bloomery.train.checkpoint import Checkpoints, Progress
-from bloomery.train.pace_options import Optim
-from bloomery.train.tensor_files import kinds_of, read_tensors
+from bloomery.train.recipe.pace_options import Optim
+from bloomery.train.state import checkpoint as module
+from bloomery.train.state import tensor_files
+from bloomery.train.state.checkpoint import Checkpoints, Progress
+from bloomery.train.state.tensor_files import kinds_of, read_tensors
 from runs import FAMILY, Run, checkpoints_of, config_of, differences, saved
 
 ASSETS = Path(module.__file__).parent.parent / "assets" / "dickens"

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from bloomery.errors import MissingExtra, UsageError
-from bloomery.train.curves import Curves
-from bloomery.train.plot import _draw, _panels, plot_runs
+from bloomery.train.report.curves import Curves
+from bloomery.train.report.plot import _draw, _panels, plot_runs
 
 STEPS = np.arange(1.0, 31.0)
 

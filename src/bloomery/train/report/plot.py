@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bloomery.errors import MissingExtra, UsageError
-from bloomery.train.curves import Curves, Numbers
-from bloomery.train.figures import eval_key
+from bloomery.train.report.curves import Curves, Numbers
+from bloomery.train.report.figures import eval_key
 
 PANELS = (
     ("loss", "loss", "linear"),

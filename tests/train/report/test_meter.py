@@ -5,9 +5,9 @@ from contextlib import suppress
 import pytest
 
 from bloomery.model.config import DecoderConfig
-from bloomery.train.flops import StepCost
-from bloomery.train.meter import Meter
-from bloomery.train.peak import Peak
+from bloomery.train.report.flops import StepCost
+from bloomery.train.report.meter import Meter
+from bloomery.train.report.peak import Peak
 
 COST = StepCost(
     DecoderConfig(

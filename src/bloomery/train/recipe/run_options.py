@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bloomery.train.checked import LONGEST, MOST, check, check_between, check_counts
+from bloomery.train.recipe.checked import LONGEST, MOST, check, check_between, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from bloomery.families import FAMILIES
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.init import init_decoder_
-from bloomery.train.flops import StepCost
 from bloomery.train.loss import SequenceLoss
 from bloomery.train.passes import recompute_
+from bloomery.train.report.flops import StepCost
 from tiny import SHAPES, Shape
 
 SEQUENCES, LENGTH = 3, 20

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bloomery.errors import UsageError
-from bloomery.train.curves import read_curves
-from bloomery.train.log import RunLog
-from bloomery.train.log_options import LogOptions
+from bloomery.train.recipe.log_options import LogOptions
+from bloomery.train.report.curves import read_curves
+from bloomery.train.report.log import RunLog
 
 
 def write(folder: Path, *lines: dict[str, Any] | str) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bloomery.errors import UsageError
-from bloomery.train.lora_options import LoraOptions
+from bloomery.train.recipe.lora_options import LoraOptions
 
 
 @pytest.mark.parametrize(

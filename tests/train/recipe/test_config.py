@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bloomery.errors import UsageError
-from bloomery.train.config import TrainConfig
-from bloomery.train.pace_options import Batch, Optim, Schedule, Stop
-from bloomery.train.run_options import Begin, Data, ModelShape, Run, Save
+from bloomery.train.recipe.config import TrainConfig
+from bloomery.train.recipe.pace_options import Batch, Optim, Schedule, Stop
+from bloomery.train.recipe.run_options import Begin, Data, ModelShape, Run, Save
 from bloomery.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ def test_the_dickens_recipe_keeps_its_held_out_file() -> None:
 
 
 def test_importing_the_options_loads_neither_torch_nor_numpy() -> None:
-    check = "import sys, bloomery.train.config; assert not {'torch', 'numpy'} & set(sys.modules)"
+    check = "import sys, bloomery.train.recipe.config; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

@@ -24,9 +24,16 @@ from bloomery.families import Family
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
-from bloomery.train.publish import PART, Steps, Whole, check_folder
-from bloomery.train.run_tensors import OPTIM, HasState, copied, model_tensors, optimizer_tensors, refuse_differences
-from bloomery.train.tensor_files import compare_tensors, kinds_of, read_tensors, write_tensors
+from bloomery.train.state.publish import PART, Steps, Whole, check_folder
+from bloomery.train.state.run_tensors import (
+    OPTIM,
+    HasState,
+    copied,
+    model_tensors,
+    optimizer_tensors,
+    refuse_differences,
+)
+from bloomery.train.state.tensor_files import compare_tensors, kinds_of, read_tensors, write_tensors
 
 FILE_BYTES = 2**28
 """Where a new file begins: its writer needs memory for two copies of a file. A tensor stays whole."""

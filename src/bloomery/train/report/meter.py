@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from bloomery.train.flops import StepCost
-from bloomery.train.peak import Peak
+from bloomery.train.report.flops import StepCost
+from bloomery.train.report.peak import Peak
 
 
 class Meter:
