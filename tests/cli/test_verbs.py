@@ -90,7 +90,7 @@ def test_info_of_a_broken_model_says_what_is_missing(folder, tmp_path, capsys):
 def test_train_without_recipe_says_what_it_needs(capsys):
     assert main(["train"]) == 2
     err = capsys.readouterr().err
-    assert "bloomery train needs --data.train, --data.valid, --model.family, --run.out" in err
+    assert "bloomery train needs --data.train, --run.out" in err
     assert err.count("\n") == 1
 
 

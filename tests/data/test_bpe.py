@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from bloomery.data.bpe import (
     SPECIAL_IDS,
     byte_lengths,
+    is_byte_level,
     tokenizer_files,
     tokenizer_hash,
     train_tokenizer,
@@ -99,3 +100,12 @@ def test_the_hash_of_a_tokenizer_changes_with_it_alone(learned: Tokenizer) -> No
     assert tokenizer_hash(again) == tokenizer_hash(learned)
     again.add_tokens(["more"])
     assert tokenizer_hash(again) != tokenizer_hash(learned)
+
+
+def test_only_a_byte_level_tokenizer_spells_bytes(learned: Tokenizer) -> None:
+    assert is_byte_level(learned)
+    other = Tokenizer(models.BPE({"a": 0, "▁a": 1, "▁": 2}, [("▁", "a")], byte_fallback=True))
+    other.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    assert not is_byte_level(other)
+    other.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    assert is_byte_level(other)

@@ -163,3 +163,11 @@ def test_several_skipped_steps_in_a_row_end_the_run_and_name_the_step() -> None:
     with pytest.raises(NotFinite, match=r"step 6: .*3 steps in a row were not finite: lower optim\.lr"):
         take(5, 1e-3, windows(5))
     assert take.skipped == 4
+
+
+def test_sequences_that_grow_leave_no_memory_behind() -> None:
+    loss = make_loss("bloom")
+    with torch.no_grad():
+        for length in range(2, 24):
+            loss(windows(0, length=length))
+    assert len(loss._shaped) <= 4

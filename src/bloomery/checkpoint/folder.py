@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.checkpoint import manifest
-from bloomery.checkpoint.latest import model_in
+from bloomery.checkpoint.latest import model_in, step_of
 from bloomery.checkpoint.manifest import Manifest
 from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import CheckpointError
@@ -98,6 +98,11 @@ def read_folder(path: Path) -> Folder:
     """
     path = model_in(path)
     _refuse_unfinished(path)
+    if step_of(path) is not None and (path / manifest.NAME).is_file() and not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} holds what was trained beside a model (LoRA), and no model: use the model it began with, and the "
+            "run's adapter folder by --adapter"
+        )
     raw = read_json(contained(path, "config.json"), "a model folder needs one")
     family, config = describe(path / "config.json", raw)
     generation = contained(path, "generation_config.json")

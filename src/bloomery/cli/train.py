@@ -11,7 +11,7 @@ STOPPED = 3
 
 def run(options: TrainOptions) -> int:
     """Train; or only measure, and print one JSON object a held-out set. The trainer says where the model is."""
-    trainer = Trainer(options.config, resume=options.resume or options.eval_only)
+    trainer = Trainer(options.config, resume=options.resume, measure=options.eval_only)
     if options.eval_only:
         for name, measured in trainer.evaluate().items():
             values = {"loss": measured.loss, "perplexity": measured.perplexity, "bits_per_byte": measured.bits_per_byte}

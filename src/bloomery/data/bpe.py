@@ -83,11 +83,16 @@ def byte_lengths(tokenizer: Tokenizer) -> np.ndarray[tuple[int], np.dtype[np.int
     """(V,) bytes of text that each token of a byte-level tokenizer stands for; 0 for the special ones, which stand for
     none, and for ids that no token has."""
     lengths = np.zeros(vocab_size_of(tokenizer), dtype=np.int64)
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     for token, index in tokenizer.get_vocab().items():
-        # A byte-level token spells every byte as one character.
-        lengths[index] = 0 if token in special else len(token)
+        lengths[index] = len(token)  # a letter spells a byte
+    for index, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())  # these are spelt as text
     return lengths
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether every letter of a token spells one byte of text."""
+    return '"type":"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str()).get("decoder"), separators=(",", ":"))
 
 
 def vocab_size_of(tokenizer: Tokenizer) -> int:

@@ -27,7 +27,12 @@ def merge_tokens(prefixes: Sequence[Path], target: Path) -> TokenFile:
     if not prefixes:
         raise UsageError("no token files to merge: name their prefixes")
     files = [read_tokens(prefix) for prefix in prefixes]
-    _check_alike(files)
+    refuse_differences(files)
+    for file in files[1:]:
+        if file.dtype != files[0].dtype:
+            raise UsageError(
+                f"{file.prefix} has {file.dtype} tokens, and {files[0].prefix} {files[0].dtype}: tokenize one anew"
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f".{target.name}.lock")
@@ -39,14 +44,14 @@ def merge_tokens(prefixes: Sequence[Path], target: Path) -> TokenFile:
     return read_tokens(target)
 
 
-def _check_alike(files: Sequence[TokenFile]) -> None:
-    """Tokens of two tokenizers in one file would be nonsense that nobody sees."""
+def refuse_differences(files: Sequence[TokenFile]) -> None:
+    """Tokens of two tokenizers together would be nonsense that nobody sees.
+
+    Raises:
+        UsageError: two files say that they were made with different ones.
+    """
     first = files[0]
     for file in files[1:]:
-        if file.dtype != first.dtype:
-            raise UsageError(
-                f"{file.prefix} has {file.dtype} tokens, and {first.prefix} {first.dtype}: tokenize one anew"
-            )
         if first.about is None or file.about is None:
             continue
         for what in ("tokenizer_sha256", "eod", "vocab_size"):

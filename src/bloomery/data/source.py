@@ -15,12 +15,19 @@ class Source:
     Args:
         ids: (N,) the tokens, each document's end-of-document token included; mapped ones are read when they are used.
         name: what messages call it, such as a file or an option.
+        sha256: of all tokens of the file that they are from, where it is known.
         ends: (D,) for each document the place after its last token, rising up to N, or a call that gives them; None:
             all is one document.
     """
 
-    def __init__(self, ids: Tokens, name: str = "data.train", ends: Ends | Callable[[], Ends] | None = None) -> None:
-        self.ids, self.name, self._ends = ids, name, ends
+    def __init__(
+        self,
+        ids: Tokens,
+        name: str = "data.train",
+        ends: Ends | Callable[[], Ends] | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        self.ids, self.name, self._ends, self.sha256 = ids, name, ends, sha256
 
     def __len__(self) -> int:
         """Tokens."""

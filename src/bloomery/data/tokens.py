@@ -96,18 +96,24 @@ class TokenFile:
 
     def source(self, part: range | None = None) -> Source:
         """The tokens of all documents, or of some that follow each other, for `Samples`."""
+        sha256 = self.about.bin_sha256 if self.about else None
         if part is None:
-            return Source(self.ids, str(self.prefix), self.ends)
+            return Source(self.ids, str(self.prefix), self.ends, sha256)
         ends = self.ends()
         first, last = (int(ends[at - 1]) if at else 0 for at in (part.start, part.stop))
         inside = ends[part.start : part.stop] - first
         name = f"{self.prefix} (documents {part.start} to {part.stop})"
-        return Source(self.ids[first:last], name, inside)
+        return Source(self.ids[first:last], name, inside, sha256)
 
     def largest(self) -> int:
         """The largest id, for which all are read; -1 where there is none."""
         parts = range(0, self.tokens, AT_ONCE)
         return max((int(self.ids[at : at + AT_ONCE].max()) for at in parts), default=-1)
+
+    def smallest(self) -> int:
+        """The smallest id, for which all are read; 0 where there is none."""
+        parts = range(0, self.tokens, AT_ONCE)
+        return min((int(self.ids[at : at + AT_ONCE].min()) for at in parts), default=0)
 
     def check_hashes(self) -> None:
         """Read all of it and compare it with the hashes of PREFIX.json.

@@ -10,6 +10,8 @@ from bloomery.model.cache import CausalAttention
 from bloomery.model.decoder import Decoder
 from bloomery.train.linear_loss import linear_loss
 
+SHAPES = 4
+"""Of batches that are remembered: of micro-batches and their last, of measuring and its last."""
 IGNORED = -1
 """A target that counts nothing."""
 
@@ -45,9 +47,11 @@ class SequenceLoss:
             return linear_loss(hidden, self.decoder.head.weight, self.decoder.head.bias, targets.flatten())
 
     def _for_shape(self, sequences: int, length: int) -> tuple[Tensor, CausalAttention]:
-        """Positions and attention bias, made once for each shape of a batch."""
+        """Positions and attention bias, made once for each shape of a batch while that is in use."""
         key = (sequences, length)
         if key not in self._shaped:
+            if len(self._shaped) == SHAPES:  # a bias is large, and sequences that grow have many lengths
+                del self._shaped[next(iter(self._shaped))]
             device = self.decoder.device
             positions = torch.arange(length, device=device).repeat(sequences)  # (B*T,)
             rule = self.decoder.attention_rule

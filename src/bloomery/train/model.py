@@ -99,7 +99,7 @@ def _from_sizes(shape: ModelShape, family: Family, seq_len: int) -> DecoderConfi
         max_seq_len=seq_len,
         positions="alibi",
         num_experts=shape.num_experts,
-        experts_per_token=shape.experts_per_token if shape.num_experts > 1 else 1,
+        experts_per_token=(shape.experts_per_token or 2) if shape.num_experts > 1 else 1,
     )
     try:
         config = family.to_config(family.from_config(asked))

@@ -55,9 +55,9 @@ class Pace:
         batch = self.batch
         if batch.short_start is None or batch.short_steps is None or reached.steps >= batch.short_steps:
             return self.full
-        start = min(batch.short_start, self.full)
+        start, increment = min(batch.short_start, self.full), batch.short_increment or 8
         grown = (self.full - start) * reached.steps // batch.short_steps
-        return start + grown // batch.short_increment * batch.short_increment
+        return start + grown // increment * increment
 
     def learning_rate(self, after: Reached) -> float:
         """The rate of the step that leads to `after`: the last one of the warm-up has the highest, the last of all the

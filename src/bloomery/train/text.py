@@ -7,14 +7,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from bloomery.checkpoint.folder import BESIDE_TOKENIZER, TOKENIZER_FILES, Folder, read_folder
+from bloomery.checkpoint.folder import BESIDE_TOKENIZER, TOKENIZER_FILES, Folder, read_folder, tokenizer_of
 from bloomery.data import bpe
 from bloomery.data.documents import find_files, read_documents
 from bloomery.data.ending import end_of_document, named_ends
+from bloomery.data.merge import refuse_differences
 from bloomery.data.order import split_documents
 from bloomery.data.source import Source
 from bloomery.data.tokenize import tokenize
@@ -30,8 +32,9 @@ Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Entry(NamedTuple):
-    """One entry of data.train or data.valid: a token file, or files of text."""
+    """One entry of data.train or data.valid, as it is written: a token file, or files of text."""
 
+    written: str
     name: str
     prefix: Path | None
     files: tuple[Path, ...]
@@ -63,8 +66,9 @@ class Text:
     """Names of what is learned from and held out, for people."""
 
     def byte_lengths(self, vocab_size: int) -> Lengths | None:
-        """(V,) bytes that each token stands for; None where that is not known."""
-        if self.words is None:
+        """(V,) bytes that each token stands for; None where that is not known: without a tokenizer, or with one whose
+        tokens stand for different text at different places."""
+        if self.words is None or not bpe.is_byte_level(self.words.tokenizer):
             return None
         lengths = np.zeros(vocab_size, dtype=np.int64)
         known = bpe.byte_lengths(self.words.tokenizer)
@@ -92,10 +96,16 @@ def plan_text(data: Data) -> Planned:
         both = sorted(path for path in entry.paths if path in learned)
         if both:
             raise UsageError(f"data.train and data.valid both hold {both[0]}: held-out text must not be learned from")
-    names = [entry.name for entry in valid]
+    if data.split:  # each is cut, and measured by its name
+        names = [entry.name for entry in train]
+        train = tuple(entry._replace(name=entry.written) if names.count(entry.name) > 1 else entry for entry in train)
+    names = [entry.name for entry in (train if data.split else valid)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"data.valid has two sets named '{twice}': write them as NAME=PATH")
+        said = f"data.train names '{twice}' twice" if data.split else f"data.valid has two sets named '{twice}'"
+        raise UsageError(f"{said}: {'leave one out' if data.split else 'write them as NAME=PATH'}")
+    if data.keys != Data.keys and not any(file.suffix != ".txt" for entry in (*train, *valid) for file in entry.files):
+        raise UsageError("data.keys is for rows of JSON lines and tables, and data.train and data.valid name none")
     return Planned(train, valid)
 
 
@@ -113,22 +123,29 @@ def read_text(data: Data, planned: Planned, words: Words | None, vocab_size: int
     def tokens(entry: Entry, kind: str, number: int) -> TokenFile:
         if entry.prefix is not None:
             found = read_tokens(entry.prefix)
-            largest = found.about.vocab_size - 1 if found.about and found.about.vocab_size else found.largest()
-            if largest >= vocab_size:
-                raise UsageError(f"{entry.prefix} holds token {largest}, and the model has {vocab_size}: take another")
+            _refuse_large(found, vocab_size)
             made_with = found.about.tokenizer_sha256 if found.about else None
             if words is not None and made_with not in (None, bpe.tokenizer_hash(words.tokenizer)):
-                raise UsageError(f"{entry.prefix} was made with another tokenizer than this run's: set data.tokenizer")
+                raise UsageError(
+                    f"{entry.prefix} was made with another tokenizer than this run has: tokenize it anew, or name with "
+                    "data.tokenizer the one it was made with"
+                )
             return found
         if words is None:
             raise UsageError(f"{entry.files[0]} is text, and there is no tokenizer: name one with data.tokenizer")
-        prefix = folder / f"{kind}-{number}"
+        # Which text it was is part of the name, so that another held-out set is never taken for this one.
+        which = crc32("\n".join([entry.written, *data.keys]).encode())
+        prefix = folder / f"{kind}-{number}-{which:08x}"
         if resumed and with_suffix(prefix, ".idx").is_file():
-            return read_tokens(prefix)
+            found = read_tokens(prefix)
+            found.check_hashes()
+            return found
         return tokenize(entry.files, prefix, words.tokenizer, eod=words.end, keys=data.keys)
 
     train = [tokens(entry, "train", number) for number, entry in enumerate(planned.train)]
-    valid = {entry.name: tokens(entry, "valid", number).source() for number, entry in enumerate(planned.valid)}
+    held_out = [tokens(entry, "valid", number) for number, entry in enumerate(planned.valid)]
+    refuse_differences([*train, *held_out])
+    valid = {entry.name: found.source() for entry, found in zip(planned.valid, held_out, strict=True)}
     sources = [found.source() for found in train]
     if data.split:
         sources = []
@@ -147,15 +164,31 @@ def read_text(data: Data, planned: Planned, words: Words | None, vocab_size: int
     return Text(words, sources, valid, names)
 
 
-def find_words(data: Data, planned: Planned, described: Described, folder: Path) -> Words | None:
-    """The tokenizer: the one in `folder`, which a run has begun with; the one named; that of the model; or one learned
-    from the training text. None where there is no text and none is named.
+def _refuse_large(found: TokenFile, vocab_size: int) -> None:
+    """A token that the model has not would end the run in the middle."""
+    known = found.about is not None and found.about.vocab_size is not None
+    if not known and found.dtype.kind == "i" and found.smallest() < 0:
+        raise UsageError(f"{found.prefix} holds token {found.smallest()}, which no tokenizer makes: tokenize it anew")
+    largest = found.about.vocab_size - 1 if found.about and found.about.vocab_size else found.largest()
+    if largest >= vocab_size:
+        raise UsageError(f"{found.prefix} holds token {largest}, and the model has {vocab_size}: take another")
+
+
+def fingerprint(text: Text) -> list[str]:
+    """What a run has learned from so far must be what it goes on with: sha256 of each source's tokens where it is
+    known, and how many there are."""
+    return [f"{len(source)} {source.sha256 or ''}".rstrip() for source in text.train]
+
+
+def find_words(data: Data, planned: Planned, described: Described, folder: Path, resumed: bool) -> Words | None:
+    """The tokenizer: the one in `folder`, where a run is gone on with that has begun with it; the one named; that of
+    the model; or one learned from the training text. None where there is no text and none is named.
 
     Raises:
         UsageError: it cannot be read or learned, or has more tokens than the model.
     """
     vocab_size, texts = described.config.vocab_size, [file for entry in planned.train for file in entry.files]
-    if (folder / TOKENIZER_FILES[0]).is_file():
+    if resumed and (folder / TOKENIZER_FILES[0]).is_file():
         words = _read_words(folder / TOKENIZER_FILES[0])
     elif data.tokenizer or (described.folder is not None and described.folder.tokenizer is not None):
         words = _named_words(data.tokenizer, described)
@@ -177,14 +210,15 @@ def find_words(data: Data, planned: Planned, described: Described, folder: Path)
 def _entry(option: str, written: str, *, named: bool = False) -> Entry:
     """NAME=PATH, or a path alone; a file whose name holds a = is itself."""
     name, equals, path = written.partition("=")
-    if not (named and equals and name and path) or Path(written).exists():
+    there = Path(written).exists() or with_suffix(Path(written), ".idx").is_file()
+    if there or not (named and equals and name and path):
         name, path = "", written
     prefix = Path(path).expanduser()
     prefix = prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
     if with_suffix(prefix, ".idx").is_file():
-        return Entry(name or prefix.name, prefix, ())
+        return Entry(written, name or prefix.name, prefix, ())
     files = find_files(option, [path])
-    return Entry(name or files[0].stem, None, files)
+    return Entry(written, name or files[0].stem, None, files)
 
 
 def _shown(entry: Entry) -> str:
@@ -195,6 +229,9 @@ def _named_words(named: str, described: Described) -> Words:
     folder: Folder | None = described.folder
     if named and Path(named).is_file():
         return _read_words(Path(named))
+    alone = tokenizer_of(Path(named)) if named and Path(named).is_dir() else None
+    if alone is not None:
+        return _read_words(alone)
     if named:
         folder = read_folder(resolve(named))
     if folder is None or folder.tokenizer is None:

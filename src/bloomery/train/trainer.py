@@ -27,8 +27,8 @@ from bloomery.train.report.memory import describe_memory, memory_used
 from bloomery.train.report.meter import Meter
 from bloomery.train.report.peak import find_peak
 from bloomery.train.report.profile import profiling
-from bloomery.train.state.folder import keep_files, open_folder
-from bloomery.train.state.keep import Keeper, refuse_shifted
+from bloomery.train.state.folder import keep_files, only_run, open_folder, refuse_nothing_to_measure
+from bloomery.train.state.keep import Keeper, place_in, refuse_other_data
 from bloomery.train.step import NotFinite, StepResult, TrainStep
 from bloomery.train.stop import StopWatch, refuse_to_begin
 from bloomery.train.text import find_words, plan_text, read_text
@@ -52,25 +52,29 @@ class Trainer:
 
     Args:
         resume: go on with the run that is in its folder.
+        measure: only `evaluate` will be called, on what the run has reached; its options are not written down.
 
     Raises:
         UsageError: an option is wrong, before any work is done.
         CheckpointError: what the run begins with is damaged.
     """
 
-    def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, *, resume: bool = False, measure: bool = False) -> None:
         self.config = config
         run = config.run
         refuse_to_begin(config.stop)
         planned, self.described = plan_text(config.data), describe(config.model)
         self.device = pick_device(run.device)
-        self.out = open_folder(config, resume=resume)
+        if measure:
+            refuse_nothing_to_measure(config)
+        resume = resume or measure
+        self.out = open_folder(config, resume=resume, record=not measure)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         if run.deterministic:
             torch.use_deterministic_algorithms(True)
         seq_len, vocab_size = self.described.seq_len, self.described.config.vocab_size
-        words = find_words(config.data, planned, self.described, self.out / "tokenizer")
+        words = find_words(config.data, planned, self.described, self.out / "tokenizer", resume)
         if words is not None:
             keep_files(self.out / "tokenizer", words.files)
         self.text = read_text(config.data, planned, words, vocab_size, self.out / "tokens", resume)
@@ -89,7 +93,7 @@ class Trainer:
         self.optimizers = Optimizers(self.decoder.named_parameters(), config.optim)
         self.keeper = Keeper(config, self.out, self.described, self.text.words, self.decoder, self.optimizers)
         begun = self.keeper.load(resume=resume)
-        refuse_shifted(begun, self.samples)
+        refuse_other_data(begun, self.text, self.samples)
         self.reached, self.seconds = Reached(begun.step, begun.samples, begun.tokens), begun.seconds
         self.memory = {"before_build": before, "after_build": memory_used(self.device)}
         self.pace = Pace(config, seq_len)
@@ -128,6 +132,7 @@ class Trainer:
         self.meter = Meter(cost, peak, self.seconds)
         self.measured: dict[str, Evaluation] = {}
         with ExitStack() as stack:
+            stack.enter_context(only_run(self.out))
             steps = config.length("steps")
             recipe = config.as_tables()
             log = RunLog(self.out, config.log, steps=steps, done=self.reached.steps, recipe=recipe)
@@ -191,17 +196,24 @@ class Trainer:
         )
 
     def _between(self, *, last: bool) -> bool:
-        """Measure and save where it is due; whether the model is as good as was asked for."""
+        """Save and measure where it is due; whether the model is as good as was asked for. The state comes first: who
+        asks a run to stop may not wait until it is measured."""
         steps, config, good = self.reached.steps, self.config, False
+        due = last or (config.save.interval is not None and steps % config.save.interval == 0)
         with self.meter.paused():
+            if due:
+                self._save()
             if last or steps % config.run.eval_interval == 0:
                 self._measure()
                 target = config.stop.loss
                 good = target is not None and pooled(self.measured).loss <= target
-            if last or good or (config.save.interval is not None and steps % config.save.interval == 0):
-                last_sample = self.samples.raw(self.reached.samples - 1)
-                self.keeper.save(self.reached, last_sample, self.take_step.skipped, self.meter.seconds)
+            if good and not due:
+                self._save()
         return good
+
+    def _save(self) -> None:
+        place = place_in(self.text, self.samples, self.reached)
+        self.keeper.save(self.reached, place, self.take_step.skipped, self.meter.seconds)
 
     def _measure(self) -> None:
         self.measured = self.evaluate()

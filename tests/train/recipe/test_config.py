@@ -16,13 +16,14 @@ from bloomery.train.recipe.pace_options import Batch, Optim, Schedule, Stop
 from bloomery.train.recipe.run_options import Begin, Data, ModelShape, Run, Save
 from bloomery.train.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (ModelShape, {"hidden_size": 0}, "model.hidden_size is 0"),
     (ModelShape, {"hidden_size": 100, "num_heads": 3}, "num_heads 3 does not divide"),
     (ModelShape, {"num_kv_heads": 3}, "num_kv_heads 3 does not divide model.num_heads 4"),
     (ModelShape, {"num_experts": 2, "experts_per_token": 3}, "experts_per_token is 3 of 2"),
+    (ModelShape, {"experts_per_token": 1}, "experts_per_token is 1 of 1"),
     (ModelShape, {"start": "dickens", "shape": "bloom-560m"}, "two models"),
     (ModelShape, {"vocab_size": 259}, "model.vocab_size is 259"),
     (ModelShape, {"seq_len": 0}, "model.seq_len is 0"),
@@ -35,7 +36,8 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Data, {"train": ("a",)}, "data.valid or data.split"),
     (Data, {"train": ("a",), "valid": ("b",), "split": "9,1"}, "data.valid or data.split"),
     (Data, {"train": ("a",), "valid": ("b",), "weights": (1.0, 2.0)}, "2 numbers for 1 entries"),
-    (Data, {"train": ("a",), "valid": ("b",), "weights": (0.0,)}, "data.weights holds 0.0"),
+    (Data, {"train": ("a",), "valid": ("b",), "weights": (1.0,)}, "leave it out for one"),
+    (Data, {"train": ("a", "b"), "valid": ("b",), "weights": (1.0, 0.0)}, "data.weights holds 0.0"),
     (Data, {"train": ("a",), "valid": ("b",), "valid_windows": 0}, "data.valid_windows is 0"),
     (Optim, {"lr": 0.0}, "optim.lr is 0.0"),
     (Optim, {"lr": float("nan")}, "optim.lr is nan"),
@@ -43,15 +45,19 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Optim, {"beta2": 1.0}, "optim.beta2 is 1.0"),
     (Optim, {"weight_decay": -0.1}, "optim.weight_decay is -0.1"),
     (Optim, {"clip": -1.0}, "optim.clip is -1.0"),
+    (Optim, {"momentum": 0.5}, "optim.momentum is muon's"),
     (Optim, {"name": "sgd"}, "optim.name 'sgd'"),
     (Schedule, {"min_lr_ratio": 1.5}, "schedule.min_lr_ratio is 1.5"),
     (Schedule, {"warmup": -1}, "schedule.warmup is -1"),
     (Schedule, {"kind": "constant", "decay": 5}, "schedule.decay is for a rate that goes down"),
+    (Schedule, {"kind": "constant", "min_lr_ratio": 0.5}, "schedule.min_lr_ratio is for a rate that goes down"),
     (Schedule, {"kind": "stairs"}, "schedule.kind 'stairs'"),
     (Schedule, {"unit": "epochs"}, "schedule.unit 'epochs'"),
     (Batch, {"size": 0}, "batch.size is 0"),
     (Batch, {"size": 10**20}, "batch.size is 100000000000000000000"),
     (Batch, {"micro": 0}, "batch.micro is 0"),
+    (Batch, {"micro": 9}, "batch.micro is 9, and a step has 8"),
+    (Batch, {"short_increment": 4}, "batch.short_increment means nothing"),
     (Batch, {"ramp_start": 4}, "belong together"),
     (Batch, {"size": 64, "ramp_start": 3, "ramp_increment": 8, "ramp_samples": 9}, "does not lead from 3 to 64"),
     (Batch, {"size": 2, "ramp_start": 4, "ramp_increment": 2, "ramp_samples": 9}, "does not lead from 4 to 2"),

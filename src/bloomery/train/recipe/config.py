@@ -43,6 +43,11 @@ class TrainConfig:
             f"how many {self.schedule.unit} the run has is not known before it, but schedule.kind {self.schedule.kind}"
             f" needs it: give the run's length in {self.schedule.unit}",
         )
+        last, recorded = self.length("steps"), self.run.profile
+        check(
+            not recorded or last is None or recorded[-1] <= last,
+            f"run.profile is {list(recorded)}, and the run has {last} steps: lower it",
+        )
         check(
             self.lora.rank == 0 or bool(self.model.start),
             "lora.rank is for a model that is there: name it with model.start",
@@ -60,10 +65,10 @@ class TrainConfig:
         said = {"steps": run.steps, "samples": run.samples, "tokens": run.tokens}
         if said[unit] is not None:
             return said[unit]
-        if batch.changes or not per_step["tokens"]:
+        name, count = next((name, count) for name, count in said.items() if count is not None)
+        if batch.changes or not per_step[name] or not per_step[unit]:
             return None
-        steps = next(-(-count // per_step[name]) for name, count in said.items() if count is not None)
-        return steps * per_step[unit]
+        return -(-count // per_step[name]) * per_step[unit]
 
     def as_tables(self) -> dict[str, Any]:
         """The options as a recipe holds them, the unset ones left out."""

@@ -38,6 +38,9 @@ class Optim:
         check_between("optim", self, 0, math.inf, "lr", "eps", open_at="low")
         check_between("optim", self, 0, 1, "beta1", "beta2", "momentum", open_at="high")
         check_between("optim", self, 0, math.inf, "weight_decay", "clip")
+        check(
+            self.name == "muon" or self.momentum == Optim.momentum, "optim.momentum is muon's: leave it out for adamw"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,10 @@ class Schedule:
             self.kind != "constant" or self.decay is None,
             "schedule.decay is for a rate that goes down, and schedule.kind is constant: leave one out",
         )
+        check(
+            self.kind != "constant" or self.min_lr_ratio == Schedule.min_lr_ratio,
+            "schedule.min_lr_ratio is for a rate that goes down, and schedule.kind is constant: leave one out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +101,8 @@ class Batch:
     """Samples after which the batch has its full size."""
     short_start: int | None = None
     """Tokens of a sequence in the first steps, where sequences grow to model.seq_len (a curriculum)."""
-    short_increment: int = 8
-    """By how many tokens sequences grow at a time."""
+    short_increment: int | None = None
+    """By how many tokens sequences grow at a time; unset: 8."""
     short_steps: int | None = None
     """Steps after which sequences have their full length."""
 
@@ -118,6 +125,14 @@ class Batch:
         check(
             (self.short_start is None) == (self.short_steps is None),
             "batch.short_start and short_steps belong together: give both or none",
+        )
+        check(
+            self.short_increment is None or self.short_start is not None,
+            "batch.short_increment means nothing without batch.short_start: give both or none",
+        )
+        check(
+            self.micro is None or self.micro <= self.size,
+            f"batch.micro is {self.micro}, and a step has {self.size} sequences: lower it",
         )
 
     @property

@@ -35,8 +35,8 @@ class ModelShape:
     """Width of the feed-forward layer; unset: four times the hidden size."""
     num_experts: int = 1
     """Feed-forward layers of which each token takes a few; 1: one, without a router."""
-    experts_per_token: int = 2
-    """How many experts a token takes, where there are several."""
+    experts_per_token: int | None = None
+    """How many experts a token takes, where there are several; unset: 2."""
     seq_len: int | None = None
     """Tokens of a training sequence, which is also the context that a new model declares; unset: 512, or the context
     of `start` or `shape`."""
@@ -69,8 +69,8 @@ class ModelShape:
             f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}: change one",
         )
         check(
-            self.num_experts == 1 or self.experts_per_token <= self.num_experts,
-            f"model.experts_per_token is {self.experts_per_token} of {self.num_experts} experts: lower it",
+            self.experts_per_token is None or 1 < self.num_experts >= self.experts_per_token,
+            f"model.experts_per_token is {self.experts_per_token} of {self.num_experts} experts: change one",
         )
         check_between("model", self, 0, 1, "init_std", open_at="low")
         check_between("model", self, 0, 1, "dropout", "attention_dropout", open_at="high")
@@ -113,6 +113,7 @@ class Data:
             not self.weights or len(self.weights) == len(self.train),
             f"data.weights has {len(self.weights)} numbers for {len(self.train)} entries of data.train: give one each",
         )
+        check(len(self.weights) != 1, "data.weights is for several entries of data.train: leave it out for one")
         for weight in self.weights:
             check(0 < weight < float("inf"), f"data.weights holds {weight}: give numbers above 0")
         check(

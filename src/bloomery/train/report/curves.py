@@ -76,7 +76,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(data.split(b"\n"), 1):
         try:
             line = json.loads(text) if text.strip() else {}
-        except ValueError:  # cut short by a kill, or by a write that is going on
+        except (ValueError, RecursionError):  # cut short by a kill, or by a write that is going on
             logger.warning("%s line %d is no JSON and is left out", file, number)
             continue
         if isinstance(line, dict):
@@ -85,7 +85,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 2**1000
 
 
 def _arrays(points: dict[float, float]) -> tuple[Numbers, Numbers]:

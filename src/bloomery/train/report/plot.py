@@ -49,6 +49,8 @@ def plot_runs(runs: Sequence[Curves], axis: str, to: Path) -> tuple[Path, Path]:
         names = ", ".join(run.name for run in runs)
         raise UsageError(f"{names}: nothing to draw over {axis}: choose another --x, or another run")
     figure = _draw(panels, axis)
+    if not to.name:
+        raise UsageError(f"--to '{to}' is no name of a file: give one without an ending, such as curves")
     png, page = (to.with_name(f"{to.name}.{ending}") for ending in ("png", "html"))
     _replace(png, lambda out: figure.savefig(out, format="png", dpi=120))
     picture = _as_svg(figure)

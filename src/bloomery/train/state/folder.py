@@ -9,25 +9,68 @@ model/          the finished model, in Hugging Face format
 """
 
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from bloomery.checkpoint.latest import CHECKPOINTS
+from bloomery.disk.lock import only_writer
 from bloomery.disk.place import replacing_folder
 from bloomery.errors import UsageError
 from bloomery.log import logger
 from bloomery.train.recipe.config import TrainConfig
 
-FIXED = ("model", "data.train", "data.weights", "data.split", "data.tokenizer", "data.isolate_documents", "run.seed")
+FIXED = (
+    "model",
+    "data.train",
+    "data.weights",
+    "data.split",
+    "data.tokenizer",
+    "data.isolate_documents",
+    "data.keys",
+    "run.seed",
+    "lora",
+)
 """Options that a run cannot change on the way: it would be another one."""
 RECIPE = "recipe.toml"
 
 
-def open_folder(config: TrainConfig, *, resume: bool) -> Path:
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """While the block runs, no other process trains in this folder.
+
+    Raises:
+        UsageError: another one does.
+    """
+
+    def refuse() -> None:
+        raise UsageError(f"run.out '{out}': another process is training there: wait for it, or choose another folder")
+
+    with only_writer(out / ".lock", refuse):
+        yield
+
+
+def refuse_nothing_to_measure(config: TrainConfig) -> None:
+    """Random weights are not worth measuring.
+
+    Raises:
+        UsageError: there is no checkpoint, and nothing that the run begins with.
+    """
+    there = (config.run.out.expanduser() / CHECKPOINTS).is_dir()
+    if not (there or config.begin.path or config.model.start):
+        raise UsageError(f"run.out '{config.run.out}' has no checkpoint to measure: train first")
+
+
+def open_folder(config: TrainConfig, *, resume: bool, record: bool = True) -> Path:
     """The folder of the run, with its options in it.
+
+    Args:
+        record: write the options down.
 
     Raises:
         UsageError: it holds an earlier run and is not to be gone on with, or that one is another; or it cannot be
@@ -39,6 +82,9 @@ def open_folder(config: TrainConfig, *, resume: bool) -> Path:
         raise UsageError(
             f"run.out '{out}' holds an earlier run ({begun[0]}): go on with it by --resume, or choose another folder"
         )
+    if not resume and (out / RECIPE).is_file():  # left by a start that failed before its first step
+        for left in ("tokenizer", "tokens"):
+            shutil.rmtree(out / left, ignore_errors=True)
     tables = config.as_tables()
     if resume and (out / RECIPE).is_file():
         _compare(out / RECIPE, tables)
@@ -46,9 +92,10 @@ def open_folder(config: TrainConfig, *, resume: bool) -> Path:
         logger.info("%s holds no run to go on with: beginning one", out)
     try:
         (out / "tokens").mkdir(parents=True, exist_ok=True)
-        fresh = out / f".{RECIPE}"
-        fresh.write_text(tomli_w.dumps(tables, multiline_strings=True), encoding="utf-8")
-        os.replace(fresh, out / RECIPE)
+        if record:
+            fresh = out / f".{RECIPE}"
+            fresh.write_text(tomli_w.dumps(tables, multiline_strings=True), encoding="utf-8")
+            os.replace(fresh, out / RECIPE)
     except OSError as error:
         raise UsageError(f"run.out '{out}' cannot be written: {error.strerror}: choose another folder") from None
     return out

@@ -1,9 +1,11 @@
 """What a run begins with and leaves for its next start: its checkpoints, tied to its options. Knows no loop."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from bloomery.checkpoint.latest import CHECKPOINTS
+from bloomery.checkpoint.latest import CHECKPOINTS, step_of
 from bloomery.data.samples import Samples
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.log import logger
@@ -13,10 +15,11 @@ from bloomery.train.optim import Optimizers
 from bloomery.train.pace import Reached
 from bloomery.train.recipe.config import TrainConfig
 from bloomery.train.state.checkpoint import Checkpoints, Progress
-from bloomery.train.text import Words
+from bloomery.train.text import Text, Words, fingerprint
 
-LAST = "last_sample"
-"""What a checkpoint knows of the place in the data beside the number of samples: ranges to skip may be added later."""
+TOKENIZER = "tokenizer.json"
+LAST, DATA = "last_sample", "data"
+"""Words of a checkpoint, see `place_in`."""
 
 
 class Keeper:
@@ -38,6 +41,7 @@ class Keeper:
     ) -> None:
         self.config, self.decoder, self.optimizers = config, decoder, optimizers
         self.folder = out / CHECKPOINTS
+        self.files = {} if words is None else words.files
         self.checkpoints = Checkpoints(
             self.folder,
             keep=config.save.keep,
@@ -49,7 +53,7 @@ class Keeper:
     def load(self, *, resume: bool) -> Progress:
         """Weights and moments of the run itself, of the one that the options name, or none."""
         begin = self.config.begin
-        if resume and self.checkpoints.newest() is not None:
+        if resume and self._has_any():
             return self.checkpoints.load(None, self.decoder, self.optimizers, what="all")
         if resume and self.folder.exists():
             logger.info("%s holds no checkpoint: the run begins anew", self.folder)
@@ -58,13 +62,31 @@ class Keeper:
         path = begin.path.expanduser()
         if not path.exists():
             raise CheckpointError(f"begin.path '{path}' is not there: name a run's folder or one of its checkpoints")
+        self._compare_tokenizer(path)
         return self.checkpoints.load(path, self.decoder, self.optimizers, what=begin.load)
 
-    def save(self, reached: Reached, last_sample: int, skipped: int, seconds: float) -> None:
+    def _has_any(self) -> bool:
+        return self.folder.is_dir() and any(step_of(entry) is not None for entry in self.folder.iterdir())
+
+    def _compare_tokenizer(self, path: Path) -> None:
+        """Weights that know other tokens are of little use; moments of them of none.
+
+        Raises:
+            UsageError: they were trained with another tokenizer.
+        """
+        ours = self.files.get(TOKENIZER)
+        theirs = next((file for file in (path / TOKENIZER, path / "tokenizer" / TOKENIZER) if file.is_file()), None)
+        if ours is None or theirs is None or theirs.read_bytes() == ours:
+            return
+        if self.config.begin.load != "weights":
+            raise UsageError(f"begin.path '{path}' has another tokenizer than this run: set data.tokenizer to {theirs}")
+        logger.warning("%s has another tokenizer than this run: its embeddings are of other tokens", path)
+
+    def save(self, reached: Reached, data: Mapping[str, Any], skipped: int, seconds: float) -> None:
         """Begin to write a checkpoint; everything has been copied when this returns.
 
         Args:
-            last_sample: the number, in a run without skips, of the last sample that was learned from.
+            data: as `place_in` gives it.
         """
         progress = Progress(
             step=reached.steps,
@@ -72,7 +94,7 @@ class Keeper:
             tokens=reached.tokens,
             skipped=skipped,
             seconds=seconds,
-            extra={LAST: last_sample},
+            extra=dict(data),
         )
         self.checkpoints.save(self.decoder, self.optimizers, progress)
 
@@ -81,12 +103,24 @@ class Keeper:
         self.checkpoints.wait()
 
 
-def refuse_shifted(begun: Progress, samples: Samples) -> None:
-    """Ranges to skip may be added behind the place that a run has reached, but not before it.
+def place_in(text: Text, samples: Samples, reached: Reached) -> dict[str, Any]:
+    """What a checkpoint knows of the data beside the number of samples: what it was, and the number, in a run without
+    skips, of the last sample that was learned from."""
+    return {DATA: fingerprint(text), LAST: samples.raw(reached.samples - 1) if reached.samples else None}
+
+
+def refuse_other_data(begun: Progress, text: Text, samples: Samples) -> None:
+    """The samples that a run has learned from must be those that the options give now; ranges to skip may be added
+    behind them.
 
     Raises:
-        UsageError: they would have the run learn from something again, or never.
+        UsageError: the run would learn from something again, or never, or from something else.
     """
+    if begun.samples and begun.extra.get(DATA, fingerprint(text)) != fingerprint(text):
+        raise UsageError(
+            "what data.train holds is not what it held when the run began: bring the token files back, or begin "
+            "another run from its weights (begin.path, begin.load = weights)"
+        )
     was = begun.extra.get(LAST)
     if was is not None and begun.samples and was != samples.raw(begun.samples - 1):
         raise UsageError(
