@@ -8,6 +8,7 @@ import torch
 
 from bloomery.errors import UsageError
 from bloomery.families import FAMILIES
+from bloomery.families.shapes import SHAPES
 from bloomery.model.decoder import Decoder
 from bloomery.model.init import init_decoder_
 from bloomery.train.model import build, describe
@@ -59,3 +60,13 @@ def test_the_deviation_can_be_chosen() -> None:
     decoder = build_decoder(replace(SHAPE, init_std=0.05), 1)
     assert decoder.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.05, rel=0.03)
     assert decoder.blocks[0].mlp.down.weight.std().item() * math.sqrt(6) == pytest.approx(0.05, rel=0.03)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_family_of_sizes_has_the_biases_and_the_head_of_its_published_models(family: str) -> None:
+    raw = next(raw for raw in SHAPES.values() if raw["model_type"] == family)
+    published = FAMILIES[family].to_config(raw)
+    more = {"num_experts": 4} if family == "mixtral" else {}
+    ours = build_decoder(replace(SHAPE, family=family, **more), 0).config
+    for name in ("attn_bias", "mlp_bias", "head_bias", "tied_head", "norm", "activation", "gated_mlp", "embed_norm"):
+        assert getattr(ours, name) == getattr(published, name), name

@@ -11,6 +11,7 @@ from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.random import random_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families import FAMILIES, Family
+from bloomery.families.shapes import SHAPES
 from bloomery.hub.resolve import resolve
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
@@ -86,18 +87,22 @@ def build(described: Described, shape: ModelShape, seed: int, device: torch.devi
 
 
 def _from_sizes(shape: ModelShape, family: Family, seq_len: int) -> DecoderConfig:
-    """Written and read back in the family's words, the sizes stay and everything else becomes what the family has: its
-    kind of positions, its norms, its activation."""
-    asked = DecoderConfig(
+    """A published model of the family with other sizes: its kind of positions, norms, activation and biases stay."""
+    published = family.to_config(next(raw for raw in SHAPES.values() if raw["model_type"] == family.name))
+    head_dim, rotary = shape.hidden_size // shape.num_heads, published.rotary
+    if rotary is not None:  # as large a part of a head as there, and an even one
+        rotary = replace(rotary, dims=max(2, rotary.dims * head_dim // published.head_dim // 2 * 2))
+    asked = replace(
+        published,
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads or shape.num_heads,
-        head_dim=shape.hidden_size // shape.num_heads,
+        head_dim=head_dim,
         ffn_size=shape.ffn_size or 4 * shape.hidden_size,
         max_seq_len=seq_len,
-        positions="alibi",
+        rotary=rotary,
         num_experts=shape.num_experts,
         experts_per_token=(shape.experts_per_token or 2) if shape.num_experts > 1 else 1,
     )
