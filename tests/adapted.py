@@ -142,6 +142,7 @@ def adapt(tiny: Tiny, folder: Path, config: PeftConfig, *, base: PreTrainedModel
         base: the model that it is for, where that is not quite what the tiny checkpoint holds; it is changed.
     """
     with quiet():
+        torch.manual_seed(2)  # peft draws from the global generator, and tests must not depend on what ran before
         trained = get_peft_model(base or fresh(tiny), config)
         shake(trained)
         trained.save_pretrained(folder)
