@@ -340,6 +340,15 @@ def test_a_start_that_failed_leaves_nothing_to_the_next(options: TrainConfig, ch
     assert trainer.text.words.tokenizer.get_vocab_size() == 300
 
 
+def test_a_tokenizer_of_somebody_elses_is_not_taken_for_the_runs(options: TrainConfig) -> None:
+    folder = options.run.out / "tokenizer"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("mine")
+    with pytest.raises(UsageError, match="is not this run's"):
+        Trainer(options)
+    assert (folder / "tokenizer.json").read_text() == "mine"
+
+
 def test_two_processes_do_not_train_in_one_folder(options: TrainConfig) -> None:
     trainer, said = Trainer(options), []
 

@@ -167,10 +167,8 @@ def shard_names(index: bytes, where: str) -> list[str]:
     Raises:
         CheckpointError: it is no index.
     """
-    try:
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = json.loads(index)["weight_map"].values()
         if names and all(isinstance(name, str) for name in names):
             return sorted(set(names))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
     raise CheckpointError(f"{where} has no weight_map: fetch it again, or choose another revision")

@@ -105,9 +105,11 @@ def keep_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Files that later starts of the run take instead of making them again; all of them are there, or none.
 
     Raises:
-        UsageError: they cannot be written.
+        UsageError: they cannot be written, or others are there.
     """
     if folder.exists():
+        if any(not (folder / name).is_file() or (folder / name).read_bytes() != raw for name, raw in files.items()):
+            raise UsageError(f"{folder} is not this run's: move it away, or choose another run.out")
         return
     try:
         with replacing_folder(folder) as fresh:
