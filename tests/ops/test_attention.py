@@ -1,56 +1,15 @@
-"""Attention and its bias against plain softmax in float64; how spans become groups."""
+"""Attention over blocks and its bias against plain softmax in float64; how spans become groups."""
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
 from bloomery.ops.position import AttentionRule, position_bias
+from softmax import HEADS, RULES, expect, random_qkv, softmax_attention
 
-Array = NDArray[np.float64]
 CPU = torch.device("cpu")
-SLOPES = torch.tensor([0.5, 0.25, 0.01, 0.1])
-RULES = {
-    "alibi": AttentionRule(slopes=SLOPES),
-    "plain": AttentionRule(),
-    "window": AttentionRule(window=9),
-    "shared": AttentionRule(shared=2),
-    "shared-alibi": AttentionRule(shared=2, slopes=SLOPES),
-    "all-share-one-in-a-window": AttentionRule(shared=4, window=66),
-}
-HEADS = 4
 kinds = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-
-
-def softmax_attention(query: Array, keys: Array, values: Array, first: int, rule: AttentionRule) -> Array:
-    """(T, H, D) of queries at places first … first+T, each over all keys (S, K, D) up to its own place."""
-    keys, values = (x.repeat(rule.shared, axis=1) for x in (keys, values))
-    scores = np.einsum("thd,shd->hts", query, keys) / np.sqrt(query.shape[-1])
-    places, seen = np.arange(first, first + len(query))[:, None], np.arange(len(keys))[None]
-    if rule.slopes is not None:
-        scores = scores + rule.slopes.double().numpy()[:, None, None] * (seen - places)
-    visible = (seen <= places) & (seen > places - (rule.window or np.inf))
-    weights = np.where(visible, np.exp(scores - scores.max()), 0)
-    return np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), values)
-
-
-def random_qkv(tokens: int, rule: AttentionRule, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    heads = (HEADS, HEADS // rule.shared, HEADS // rule.shared)
-    return [torch.randn(tokens, count, 8, generator=generator) for count in heads]
-
-
-def expect(actual: torch.Tensor, expected: Array) -> None:
-    torch.testing.assert_close(actual.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
-
-
-@kinds
-def test_causal_attention_equals_softmax_in_float64(rule: AttentionRule) -> None:
-    query, key, value = random_qkv(70, rule)
-    bias = position_bias(torch.arange(70)[None], torch.arange(70), rule)
-    out = attend_causal(query[None], key[None], value[None], bias)[0]
-    expect(out, softmax_attention(*(x.double().numpy() for x in (query, key, value)), 0, rule))
 
 
 @kinds
@@ -121,10 +80,3 @@ def test_consecutive_blocks_are_not_gathered() -> None:
     assert blocks((4, 5, 6)) == slice(4, 7)
     assert blocks((4, 5, 6, 0)) == slice(4, 7)  # what lies beyond the text does not matter
     assert isinstance(blocks((4, 6, 5)), torch.Tensor)
-
-
-@kinds
-def test_causal_attention_has_the_gradient_of_softmax(rule: AttentionRule) -> None:
-    inputs = [x[None].double().requires_grad_() for x in random_qkv(6, rule)]
-    bias = position_bias(torch.arange(6)[None], torch.arange(6), rule).double()
-    assert torch.autograd.gradcheck(lambda q, k, v: attend_causal(q, k, v, bias), inputs)

@@ -49,8 +49,6 @@ def loss_of(decoder: Decoder, ids: Tensor) -> Tensor:
     inputs, targets = ids[:, :-1], ids[:, 1:]
     sequences, length = inputs.shape
     attend = CausalAttention(sequences, length, decoder.attention_rule, decoder.device)
-    if decoder.dtype == torch.float64:  # torch's own attention of fp64 has wrong slopes where its mask is fp32
-        attend.bias = attend.bias.double()
     hidden = decoder(inputs.flatten(), torch.arange(length).repeat(sequences), attend)
     return cross_entropy(decoder.head(hidden), targets.flatten())
 

@@ -39,7 +39,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles | None, attend: Attend) -> Tensor:  # (N, E) -> (N, E)
         qkv = self.qkv(x).unflatten(-1, self.groups)
-        query, key, value = qkv[..., :-2, :].flatten(-3, -2), qkv[..., -2, :], qkv[..., -1, :]
+        # Split, not sliced: the gradients of three slices would each be a tensor of all, zeroed and added.
+        query, key, value = qkv.split((self.groups[1] - 2, 1, 1), dim=-2)
+        query, key, value = query.flatten(-3, -2), key.squeeze(-2), value.squeeze(-2)
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
         return self.out(attend(self.layer, query, key, value).flatten(-2))

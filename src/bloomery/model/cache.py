@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
-from bloomery.ops.attention import BLOCK, Span, attend_blocks, attend_causal, group_spans
-from bloomery.ops.position import AttentionRule, position_bias
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
+from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
+from bloomery.ops.position import AttentionRule
 
 
 def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -104,18 +105,15 @@ class CausalAttention:
         dropout: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.shape = (sequences, length)
-        self.shared = rule.shared
         self.dropout = dropout
-        places = torch.arange(length, device=device)
-        self.bias = position_bias(places[None], places, rule)
+        self.bands = causal_bands(length, rule, device)
 
     def within(self, segments: Tensor) -> "CausalAttention":
         """The same, where no token sees another document: (B, T) the document of each token."""
-        apart = segments[:, :, None] != segments[:, None, :]  # (B, T, T)
         inside = copy(self)
-        inside.bias = self.bias.masked_fill(apart.repeat(1, self.shared, 1)[:, None], -torch.inf)
+        inside.bands = hide_other_documents(self.bands, segments)
         return inside
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (x.unflatten(0, self.shape) for x in (query, key, value))
-        return attend_causal(query, key, value, self.bias, self.dropout()).flatten(0, 1)
+        return attend_causal(query, key, value, self.bands, self.dropout()).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over blocks of keys and values, and over whole sequences; knows no module.
+"""Scaled dot-product attention over blocks of keys and values; knows no module.
 
 Letters: N flat tokens of a step, R rows, T new tokens of a row, S key positions, H heads of queries, K heads of keys
 and values, each of which G = H / K heads of queries share, D head size, B blocks.
@@ -75,7 +75,7 @@ def _index(places: list[int], device: torch.device) -> Tensor | slice:
     return slice(first, last + 1) if places == list(range(first, last + 1)) else torch.tensor(places, device=device)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """(R, T, H, D), (R, S, K, D) twice, (R, K or 1, G*T, S) -> (R, T, H, D).
 
     The queries of G heads stand one after the other as if they were one head's, so that shared keys and values are
@@ -84,7 +84,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: fl
     rows, new, heads, _ = query.shape
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     q = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # (R, K, G*T, D)
-    attended = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attended.reshape(rows, heads, new, -1).transpose(1, 2)
 
 
@@ -105,19 +105,3 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Grou
         bias = group.bias if q.device.type == "cpu" else group.bias.to(q.dtype)
         out[group.tokens] = _attend(q, k, v, bias).flatten(0, 1).to(out.dtype)
     return out
-
-
-def attend_causal(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention within whole sequences of equal length, differentiable.
-
-    Args:
-        query: (B, T, H, D).
-        key, value: (B, T, K, D).
-        bias: (1 or B, K or 1, G*T, T) from `position_bias`.
-        dropout: part of the attention weights that are dropped.
-
-    Returns: (B, T, H, D).
-    """
-    if query.dtype == torch.float64:  # PyTorch's attention of fp64 under an fp32 bias gives other numbers on a CPU
-        bias = bias.double()
-    return _attend(query, key, value, bias, dropout)
