@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Of the fp32 logits of a chunk."""
-LEAST = 64
-"""Positions of a chunk, however large the vocabulary: products of fewer rows waste the processor."""
+CHUNK_BYTES = 8 * 2**20
+"""Of the fp32 logits of a chunk: what a processor's cache may hold."""
+LEAST = 256
+"""Positions of a chunk, however large the vocabulary: products of fewer rows waste the processor (docs/log.md)."""
 
 
 def linear_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int = 0) -> Tensor:
@@ -53,27 +53,33 @@ class _LinearLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=exact, device=hidden.device)
             d_hidden = torch.empty_like(hidden) if wanted and hidden.requires_grad else None
             # Chunks add up in the weight's own dtype, whatever the products are in.
-            d_weight = torch.zeros_like(weight) if wanted and weight.requires_grad else None
+            d_weight = torch.empty_like(weight) if wanted and weight.requires_grad else None
             d_bias = torch.zeros_like(bias) if wanted and bias is not None and bias.requires_grad else None
+            # Logits, then their softmax, then the slope, of one chunk after the other in the same memory.
+            products = matrix.new_empty(min(rows, len(hidden)), len(matrix))
+            numbers = products if dtype == exact else products.to(exact)
             for begin in range(0, len(hidden), rows):
                 part, wants = hidden[begin : begin + rows].to(dtype), targets[begin : begin + rows]
-                logits = torch.nn.functional.linear(part, matrix, offset).to(exact)
-                counted = wants >= 0
-                index = wants.clamp(min=0)[:, None]
-                norms = logits.logsumexp(-1)
-                losses = (norms - logits.gather(1, index)[:, 0]) * counted
-                total = total + losses.sum()
+                low, high = products[: len(part)], numbers[: len(part)]
+                if offset is None:
+                    torch.mm(part, matrix.T, out=low)
+                else:
+                    torch.addmm(offset, part, matrix.T, out=low)
+                _copy(low, high)
+                counted, index = (wants >= 0).to(exact), wants.clamp(min=0)[:, None]
+                chosen, tops = high.gather(1, index)[:, 0], high.amax(-1)
+                sums = high.sub_(tops[:, None]).exp_().sum(-1)
+                total += ((sums.log() + tops - chosen) * counted).sum()
                 if not wanted:
                     continue
-                slope = logits.sub_(norms[:, None]).exp_()  # the softmax
-                slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
-                slope = slope.mul_(counted[:, None]).to(dtype)
+                high.mul_((counted / sums)[:, None]).scatter_add_(1, index, -counted[:, None])
+                _copy(high, low)
                 if d_hidden is not None:
-                    d_hidden[begin : begin + rows] = slope @ matrix
+                    d_hidden[begin : begin + rows] = low @ matrix
                 if d_weight is not None:
-                    d_weight += slope.T @ part
+                    _add_product(d_weight, low.T, part, first=begin == 0)
                 if d_bias is not None:
-                    d_bias += slope.sum(0)
+                    d_bias += high.sum(0)
         ctx.save_for_backward(*(d for d in (d_hidden, d_weight, d_bias) if d is not None))
         ctx.there = tuple(d is not None for d in (d_hidden, d_weight, d_bias))
         return total
@@ -83,3 +89,19 @@ class _LinearLoss(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         found = [next(saved).mul_(slope) if there else None for there in ctx.there]  # in place: it may be large
         return (*found, None, None, None, None)
+
+
+def _copy(source: Tensor, to: Tensor) -> None:
+    """Nothing where both are the same memory."""
+    if source.dtype != to.dtype:
+        to.copy_(source)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Add a @ b; the `first` is written over what is there, so that large sums need not be zeroed before."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
