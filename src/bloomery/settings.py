@@ -35,6 +35,8 @@ class VerbOptions:
 
 
 Options = TypeVar("Options", bound=VerbOptions)
+COMMAND_LINE, ENVIRONMENT = "cli", "env"
+"""What cyclopts calls the sources of values."""
 
 
 def parse(options: type[Options], argv: Sequence[str], *, name: str, summary: str, positional: str) -> Options | None:
@@ -119,9 +121,11 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
         help=summary,
         version_flags=[],
         result_action="return_value",
-        default_parameter=Parameter(negative=(), show_env_var=False, env_var_split=_unsplit, converter=_convert),
+        default_parameter=Parameter(
+            negative=(), show_env_var=False, env_var_split=_unsplit, converter=_convert, json_list=False
+        ),
         config=[
-            Env(PREFIX, command=False),
+            Env(PREFIX, command=False, source=ENVIRONMENT),
             Dict({} if recipe is None else _tables_of(recipe), source=f"recipe {recipe}"),
         ],
     )
@@ -145,12 +149,41 @@ def _unsplit(_: Any, value: str, **__: Any) -> list[str]:
 
 
 def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
-    """As cyclopts does, but a whole number that is asked for is not rounded from another."""
+    """As cyclopts does, but a list may be written as a TOML array, and a whole number that is asked for is not rounded
+    from another."""
+    if get_origin(kind) is tuple:
+        tokens = [entry for token in tokens for entry in _entries(token)]
+        if not tokens:
+            return ()
     if int in (kind, *get_args(kind)):
         for token in tokens:
             if token.value.partition(".")[2].strip("0"):
                 raise ValueError  # cyclopts says where the value comes from, and that it is no int
     return cyclopts.convert(kind, tokens)
+
+
+def _entries(token: cyclopts.Token) -> Iterable[cyclopts.Token]:
+    """What a value adds to a list: of the command line and the environment a TOML array its entries, an empty value
+    none; any other value is an entry. In a recipe an entry is never anything else."""
+    if token.source not in (COMMAND_LINE, ENVIRONMENT):
+        return [token]
+    array = _array(token.value)
+    if array is None:
+        return [token] if token.value else []
+    if not all(isinstance(entry, str | int | float) and not isinstance(entry, bool) for entry in array):
+        raise ValueError  # cyclopts says where the value comes from
+    return [token.evolve(value=str(entry)) for entry in array]
+
+
+def _array(value: str) -> list[Any] | None:
+    """The TOML array that a value is; None where it is none, as a pattern of files such as [ab].txt."""
+    if not value.lstrip().startswith("["):
+        return None
+    try:
+        read = tomllib.loads(f"array = {value}")
+    except ValueError:
+        return None
+    return cast(list[Any], read["array"]) if len(read) == 1 else None
 
 
 def _tables_of(recipe: str) -> dict[str, Any]:

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from bloomery.cli import main
-from bloomery.data.tokens import read_tokens
+from bloomery.data.tokenize import tokenize
+from bloomery.data.tokens import TokenFile, read_tokens
 from bloomery.hub.resolve import BUILT_IN
 from megatron import read_documents
 
@@ -120,8 +123,57 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_wish_to_stop_is_answered_and_what_it_meant_before_comes_back(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    monkeypatch.setattr("bloomery.cli.tokenize.tokenize", lambda *_, **__: os.kill(os.getpid(), number))
+    assert main(["tokenize", str(rows), "--tokenizer", "dickens", "--to", str(tmp_path / "out")]) == 3
+    said = f"stopped by {'Ctrl-C' if name == 'SIGINT' else name}; what is done is kept, and the same command goes on"
+    assert said in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so_as_under_nohup(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hung_up(*arguments: Any, **options: Any) -> TokenFile:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return tokenize(*arguments, **options)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("bloomery.cli.tokenize.tokenize", hung_up)
+        assert main(["tokenize", str(rows), "--tokenizer", "dickens", "--to", str(tmp_path / "out")]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_name_of_a_file_stands_for_its_prefix(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.bin", "a.idx", "a"):
+        assert main(["tokenize", str(rows), "--tokenizer", "dickens", "--to", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / 'a'}\n"
+    words = [str(tmp_path / "a.bin"), str(tmp_path / "a"), "--merge", "--to", str(tmp_path / "c.idx")]
+    assert main(["tokenize", *words]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'c'}\n"
+    assert {file.name for file in tmp_path.glob("*.*")} - {rows.name} == {
+        f"{name}.{suffix}" for name in "ac" for suffix in ("bin", "idx", "json")
+    }
+    words = ["--train-tokenizer", "--vocab-size", "300", "--to", str(tmp_path / "d.bin")]
+    (tmp_path / "text").write_text("the miller sold three loaves in London, a clerk lost the silver spoon " * 20)
+    assert main(["tokenize", str(tmp_path / "text"), *words]) == 0
+    assert (tmp_path / "d.tokenizer").is_dir()
+
+
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["all", "one"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, name: str, to: str) -> None:
     line = json.dumps({"text": " ".join(TEXTS) * 20}) + "\n"
     (tmp_path / "rows.jsonl").write_text(line * 40_000)
     command = [sys.executable, "-m", "bloomery", "tokenize", str(tmp_path / "rows.jsonl"), "--tokenizer", "dickens"]
@@ -129,8 +181,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     journal = tmp_path / ".out.unfinished" / "journal.jsonl"
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
-        pass
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        time.sleep(0.01)
+    if to == "all":  # as a terminal does
+        os.killpg(process.pid, getattr(signal, name))
+    else:
+        process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 3
     assert err.splitlines()[-1].endswith("the same command goes on from there")

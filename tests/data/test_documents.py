@@ -68,6 +68,31 @@ def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
     assert list(read_documents([tmp_path / "a.jsonl"])) == texts
 
 
+@pytest.mark.parametrize("shard_bytes", [1, 4, 8 * 2**20])
+def test_a_byte_order_mark_at_the_beginning_of_a_file_is_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+) -> None:
+    monkeypatch.setattr(documents, "SHARD_BYTES", shard_bytes)
+    texts = ["\ufeffnaïve", "\ufeff\ufeffa", "b\ufeff", "\ufeff", ""]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    files = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    assert list(read_documents(files)) == [file.read_bytes().decode("utf-8-sig") for file in files]
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    for begin, found in ((rows, texts), ("\n" + rows, texts), ("", [])):
+        (tmp_path / "a.jsonl").write_text("\ufeff" + begin, encoding="utf-8")
+        assert list(read_documents([tmp_path / "a.jsonl"])) == found
+
+
+def test_a_fault_behind_a_byte_order_mark_is_told_with_its_place_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfok \xff")
+    with pytest.raises(UsageError, match=r"a\.txt is not UTF-8 at byte 6:"):
+        list(read_documents([tmp_path / "a.txt"]))
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n{"text": 1}')
+    with pytest.raises(UsageError, match=r"a\.jsonl at byte 17: field 'text' is int"):
+        list(read_documents([tmp_path / "a.jsonl"]))
+
+
 # --- which files -----------------------------------------------------------------------------------------------------
 
 

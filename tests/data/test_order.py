@@ -1,11 +1,12 @@
 """Orders are permutations, blends keep exact quotas, splits are Megatron's, skipped samples stay out."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from bloomery.data.order import PARTS, Blend, Skips, permuted, split_documents
+from bloomery.data.order import PARTS, Blend, Skips, permuted, quotas_of, split_documents
 from bloomery.errors import UsageError
 
 
@@ -30,7 +31,7 @@ BLENDS = [
     [0.9] + [0.01] * 10,
     [3, 1.5, 0.25, 0.25],
     [1 / 3, 1 / 3, 1 / 3],
-    [0.123456789, 0.3, 0.0001],
+    [0.1234, 0.3, 0.0001],
     [999, 1],
     list(range(1, 40)),
 ]
@@ -54,13 +55,25 @@ def test_weights_are_taken_as_they_are_written() -> None:
     assert Blend([2, 2]).quotas == (1, 1)
 
 
-def test_weights_too_fine_for_a_period_are_a_part_of_it_off_at_most() -> None:
-    weights = [0.123456789, 0.3, 0.000001]
-    blend = Blend(weights)
-    assert blend.period == PARTS
-    assert min(blend.quotas) == 1  # nobody is left out
-    for weight, quota in zip(weights, blend.quotas, strict=True):
+def test_a_millionth_is_weighed_exactly() -> None:
+    assert Blend([0.123457, 0.876543]).quotas == (123457, 876543)
+    assert Blend([0.999999, 0.000001]).quotas == (999999, 1)
+
+
+FINE = [[0.123456789, 0.3, 0.000001], [1, 2**20], [123456789, 987654322], [1e-9, 1], [math.pi, math.e]]
+
+
+@pytest.mark.parametrize("weights", FINE, ids=str)
+def test_weights_too_fine_to_be_kept_are_refused_with_the_nearest_that_are_not(weights: list[float]) -> None:
+    with pytest.raises(UsageError, match="too fine: whole numbers in their ratio add up to more than") as caught:
+        Blend(weights)
+    assert "\n" not in str(caught.value)
+    near = [int(number) for number in str(caught.value).rpartition("nearest are ")[2].split(", ")]
+    assert sum(near) == PARTS
+    assert min(near) >= 1  # nobody is left out
+    for weight, quota in zip(weights, near, strict=True):
         assert abs(weight / sum(weights) - quota / PARTS) < 2 / PARTS
+    quotas_of(near)
 
 
 def test_a_place_far_into_a_run_is_found_at_once() -> None:

@@ -194,6 +194,21 @@ def interrupted(prefix: Path, folder: Path, tokenizer: Tokenizer, after: int) ->
         work(folder, prefix, tokenizer, moved=moved)
 
 
+@pytest.mark.parametrize("after", [1, 5])
+def test_byte_order_marks_become_no_tokens_and_move_nothing(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path, after: int
+) -> None:
+    plain = work(folder, tmp_path / "plain", tokenizer)
+    for file in folder.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    texts = [file.read_bytes().decode("utf-8-sig") for file in sorted(folder.iterdir())]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "rows.jsonl").write_text("\ufeff" + rows, encoding="utf-8")
+    interrupted(tmp_path / "marked", folder, tokenizer, after)
+    marked = work(folder, tmp_path / "marked", tokenizer)
+    assert marked.ids.tolist() == 2 * plain.ids.tolist()
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "journal.jsonl"])
 def test_what_was_written_in_part_is_cut_off(folder: Path, tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
     work(folder, tmp_path / "whole", tokenizer)

@@ -53,6 +53,11 @@ def test_files_of_megatron_are_read(tmp_path: Path, code: int) -> None:
         assert found.ids.tolist() == list(range(1, 11))
         assert found.ends().tolist() == [4, 6, 6, 10]
         assert found.largest() == 10
+    (tmp_path / "a.idx").write_bytes(
+        b""
+    )  # of a prefix whose own end is like that of a file, the exact name comes first
+    write_documents(tmp_path / "a.bin", code, DOCUMENTS)
+    assert read_tokens(tmp_path / "a.bin").tokens == 10
     assert found.source().ends.tolist() == [4, 6, 10]
     part = found.source(range(1, 4))
     assert part.ids.tolist() == [5, 6, 7, 8, 9, 10]

@@ -97,6 +97,8 @@ def test_recomputing_keeps_less() -> None:
 
 
 @pytest.mark.slow
+# What torch's compiler says of itself:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated", "ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiling_changes_only_the_last_bits(recompute: bool) -> None:
     plain, compiled = make_loss("bloom"), make_loss("bloom")

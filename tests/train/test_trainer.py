@@ -236,6 +236,81 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(options: TrainConfig, chan
         assert (tmp_path / "parts/model" / name).read_bytes() == (tmp_path / "whole/model" / name).read_bytes()
 
 
+def test_begun_from_all_of_another_resumed_equals_uninterrupted(
+    options: TrainConfig, changed: Changed, tmp_path: Path
+) -> None:
+    whole = Trainer(everything(options, changed, tmp_path / "whole"))
+    result = whole.run()
+    first = everything(options, changed, tmp_path / "first")
+    Trainer(replace(first, stop=Stop(steps=3))).run()
+    for number, path in enumerate((tmp_path / "first", tmp_path / "first/checkpoints/step-3")):
+        config = replace(everything(options, changed, tmp_path / f"other-{number}"), begin=Begin(path=path))
+        begun = Trainer(replace(config, stop=Stop(steps=2)))
+        assert begun.reached.steps == 3
+        begun.run()
+        trainer = Trainer(config, resume=True)  # from its own checkpoint, and not from the other's
+        assert trainer.reached.steps == 5
+        assert trainer.run().reached == result.reached
+        assert differing(whole, trainer) == []
+        assert losses(config) == {step: found for step, found in losses(whole.config).items() if step > 3}
+        for name in ("model.safetensors", "config.json", "tokenizer.json"):
+            assert (config.run.out / "model" / name).read_bytes() == (tmp_path / "whole/model" / name).read_bytes()
+
+
+@pytest.mark.slow
+# What torch's compiler says of itself:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated", "ignore:The .grad attribute of a Tensor")
+def test_compiled_resumed_equals_uninterrupted_to_the_last_bit(
+    options: TrainConfig, changed: Changed, tmp_path: Path
+) -> None:
+    """Shapes come in another order after a restart: what is compiled for them must compute the same."""
+    grows = Batch(size=5, micro=2, short_start=16, short_increment=16, short_steps=6)
+    config = replace(changed(options, "run", compile=True, eval_interval=3), batch=grows)
+    config = changed(config, "model", dropout=0.1)
+
+    def fresh(out: str, **more: Any) -> Trainer:
+        torch.compiler.reset()  # as a new process has compiled nothing
+        return Trainer(changed(replace(config, **more), "run", out=tmp_path / out), resume=out == "parts")
+
+    whole = fresh("whole")
+    result = whole.run()
+    for steps in (2, 3, None):
+        trainer = fresh("parts", stop=Stop(steps=steps))
+        done = trainer.run()
+        assert (done.stopped is None) == (steps is None)
+    assert done.reached == result.reached
+    assert differing(whole, trainer) == []
+    assert losses(trainer.config) == losses(whole.config)
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_steps_skipped_in_a_row_are_counted_over_a_restart(
+    options: TrainConfig, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Steps 3, 4 and 5 are not finite, and three in a row are too many."""
+    take = TrainStep.__call__
+
+    def spoiled(self: TrainStep, number: int, *rest: Any) -> StepResult:
+        loss = self.loss
+        if number in (2, 3, 4):
+            self.loss = lambda *windows: loss(*windows) * math.inf  # type: ignore[assignment]
+        try:
+            return take(self, number, *rest)
+        finally:
+            self.loss = loss
+
+    monkeypatch.setattr(TrainStep, "__call__", spoiled)
+    config = replace(options, stop=Stop(skipped=3))
+    with pytest.raises(NotFinite, match=r"step 5: .* 3 steps in a row") as uninterrupted:
+        Trainer(replace(config, run=replace(config.run, out=config.run.out.parent / "whole"))).run()
+    Trainer(replace(config, stop=Stop(skipped=3, steps=steps))).run()
+    again = Trainer(config, resume=True)
+    assert (again.take_step.skipped, again.take_step.in_a_row) == (steps - 2, steps - 2)
+    with pytest.raises(NotFinite, match=r"step 5: .* 3 steps in a row") as resumed:
+        again.run()
+    assert str(resumed.value).partition(";")[0] == str(uninterrupted.value).partition(";")[0]
+
+
 class Killed(BaseException):
     """As if the process had been killed here."""
 
@@ -469,6 +544,36 @@ def test_fine_tuning_begins_with_the_model_and_its_tokenizer(
     assert all(torch.equal(before[name], after[name]) for name in before)  # what it began with is as it was
 
 
+@pytest.mark.parametrize("load", ["all", "weights", "weights+optimizer"])
+def test_a_checkpoint_that_cannot_fit_is_refused_before_any_work(
+    options: TrainConfig, changed: Changed, tmp_path: Path, load: str
+) -> None:
+    learned_positions = changed(options, "model", family="gpt2")
+    Trainer(replace(learned_positions, stop=Stop(steps=1))).run()
+    longer = changed(changed(learned_positions, "model", seq_len=64), "run", out=tmp_path / "new")
+    for path in (options.run.out, options.run.out / "checkpoints/step-1"):
+        with pytest.raises(CheckpointError, match=r"begin\.path .* is of a model with max_seq_len 48, not 64:"):
+            Trainer(replace(longer, begin=Begin(path=path, load=load)))  # type: ignore[arg-type]
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"begin\.path .* is not there"):
+            Trainer(replace(longer, begin=Begin(path=tmp_path / "nowhere")), resume=resume)
+    (options.run.out / "checkpoints/latest").unlink()
+    (options.run.out / "checkpoints/latest").mkdir()
+    with pytest.raises(CheckpointError, match="latest is a folder"):
+        Trainer(replace(longer, begin=Begin(path=options.run.out, load=load)))  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+def test_positions_that_are_computed_may_go_on_where_weights_are_taken(
+    options: TrainConfig, changed: Changed, tmp_path: Path
+) -> None:
+    Trainer(replace(options, stop=Stop(steps=1))).run()
+    longer = changed(changed(options, "model", seq_len=64), "run", out=tmp_path / "new")
+    assert Trainer(replace(longer, begin=Begin(path=options.run.out, load="weights"))).run().reached.steps == 8
+    with pytest.raises(CheckpointError, match="max_seq_len 48, not 64"):
+        Trainer(replace(changed(longer, "run", out=tmp_path / "all"), begin=Begin(path=options.run.out)))
+
+
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
@@ -481,7 +586,7 @@ def stopping(trainer: Trainer, step: int, act: Callable[[], object]) -> None:
             act()
         return take(number, *rest)
 
-    acting.skipped = 0  # type: ignore[attr-defined]
+    acting.skipped = acting.in_a_row = 0  # type: ignore[attr-defined]
     trainer.take_step = acting  # type: ignore[assignment]
 
 

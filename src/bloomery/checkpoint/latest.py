@@ -31,7 +31,7 @@ def named_latest(folder: Path) -> Path | None:
     Raises:
         CheckpointError: `latest` is there and names none.
     """
-    file = folder / LATEST
+    file = refuse_folder(folder)
     try:
         with open_regular(file) as opened:
             name = opened.read(100).decode("ascii").strip()
@@ -42,6 +42,21 @@ def named_latest(folder: Path) -> Path | None:
     if not STEP.fullmatch(name):
         raise CheckpointError(f"{file} names {ascii(name)[:80]}, which is no step folder: name one of those beside it")
     return folder / name
+
+
+def refuse_folder(folder: Path) -> Path:
+    """The file `latest` of a folder of checkpoints, whether or not it is there.
+
+    Raises:
+        CheckpointError: it is a folder, as a copy that follows links leaves one: nothing could be put in its place.
+    """
+    file = folder / LATEST
+    if file.is_dir() and not file.is_symlink():
+        raise CheckpointError(
+            f"{file} is a folder, and should be a file that names one: move it away, or name one of the step folders "
+            "beside it"
+        )
+    return file
 
 
 def model_in(path: Path) -> Path:

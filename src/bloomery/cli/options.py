@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, convert
 
 from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
@@ -48,7 +48,7 @@ class ModelOptions(HubOptions):
 class GenerateOptions(ModelOptions):
     """Options of `generate`, and those of SamplingParams."""
 
-    prompts: tuple[str, ...] = ()
+    prompts: Annotated[tuple[str, ...], Parameter(converter=convert)] = ()  # a text is never read as a list
     """Texts to continue, also as words without a dash; none, or '-', reads one from stdin."""
     ids: bool = False
     """Prompts are token ids separated by spaces, and so is what is printed."""
@@ -118,7 +118,7 @@ class TokenizeOptions(HubOptions):
     sources: tuple[str, ...] = ()
     """Text files, JSON lines, Parquet, folders of them or of `datasets`, or patterns; with --merge token files."""
     to: Path | None = None
-    """Prefix of the token file: PREFIX.bin, PREFIX.idx and PREFIX.json are written."""
+    """Prefix of the token file: PREFIX.bin, PREFIX.idx and PREFIX.json are written. PREFIX.bin means the same."""
     tokenizer: str | None = None
     """A tokenizer.json, a model folder, the built-in model (dickens), or ORG/NAME on the Hub."""
     keys: str = "text"

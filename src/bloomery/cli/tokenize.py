@@ -2,11 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 
 from tokenizers import Tokenizer
 
@@ -18,7 +21,7 @@ from bloomery.data.ending import end_of_document, named_ends
 from bloomery.data.learn import learn_tokenizer
 from bloomery.data.merge import merge_tokens
 from bloomery.data.tokenize import tokenize
-from bloomery.data.tokens import TokenFile, with_suffix
+from bloomery.data.tokens import TokenFile, prefix_of, with_suffix
 from bloomery.data.unfinished import Totals
 from bloomery.errors import UsageError
 from bloomery.hub.client import HubClient
@@ -35,24 +38,46 @@ BESIDE = (*TOKENIZER_FILES, *BESIDE_TOKENIZER, "config.json", "generation_config
 
 
 def run(options: TokenizeOptions) -> int:
-    """Tokenize, or merge token files. Ctrl-C keeps what is done and exits with 3."""
+    """Tokenize, or merge token files. Ctrl-C, SIGTERM and SIGHUP keep what is done and exit with 3."""
     if not options.sources or options.to is None:
         raise UsageError("text and a place for its tokens are needed: bloomery tokenize SOURCE… --to PREFIX")
-    prefix = options.to.expanduser()
+    prefix = prefix_of(options.to.expanduser())
     if options.merge:
         _refuse_beside(options, "--merge", "tokenizer", "keys", "eod", "jobs", "train_tokenizer", "vocab_size")
-        done = merge_tokens([Path(name).expanduser() for name in options.sources], prefix)
+        with _stopping():
+            done = merge_tokens([Path(name).expanduser() for name in options.sources], prefix)
         logger.info("%s, %s tokens", counted(done.documents, "document"), f"{done.tokens:,}")
     else:
         if options.train_tokenizer:
             _refuse_beside(options, "--train-tokenizer", "tokenizer", "eod")
         try:
-            done = _tokenize(options, prefix)
-        except KeyboardInterrupt:
-            logger.warning("stopped; what is done is kept, and the same command goes on from there")
+            with _stopping():
+                done = _tokenize(options, prefix)
+        except KeyboardInterrupt as stop:
+            by = str(stop) or "Ctrl-C"
+            logger.warning("stopped by %s; what is done is kept, and the same command goes on from there", by)
             return 3
     print(json.dumps(_row(done)) if options.json else done.prefix)
     return 0
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGHUP do as Ctrl-C does. What was ignored before stays so, as under nohup."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # signals reach that one alone
+        for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _refuse_beside(options: TokenizeOptions, what: str, *names: str) -> None:

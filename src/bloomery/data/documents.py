@@ -19,6 +19,8 @@ SHARD_BYTES = 8 * 2**20
 LINES = (".jsonl", ".ndjson", ".json")
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 BINARY = (".bin", ".idx", ".safetensors", ".npy", ".npz")
+MARK = "\ufeff"
+"""A byte order mark: at the beginning of a file it says how the file is written, and is no part of the text."""
 ROWS = 1024
 """Rows of a table that are held in memory at a time."""
 
@@ -74,14 +76,14 @@ def _is_dataset(path: Path) -> bool:
 
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
-    """The documents of text files, one at a time, every byte of theirs kept.
+    """The documents of text files, one at a time, every byte of theirs kept but a byte order mark at the beginning.
 
     Raises:
         UsageError: a file cannot be read, or is not UTF-8.
     """
     for file in files:
         try:
-            yield file.read_bytes().decode("utf-8")
+            yield file.read_bytes().decode("utf-8").removeprefix(MARK)  # utf-8-sig would count bytes from behind it
         except OSError as error:
             raise UsageError(f"{file} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -238,7 +240,7 @@ def _line_rows(file: Path, shard: Shard, keys: Sequence[str]) -> Iterator[tuple[
             lines.readline()  # the line before, which another shard has
         while (at := lines.tell()) < shard.stop:
             line = lines.readline()
-            if not line.strip():
+            if not line.removeprefix(b"" if at else MARK.encode()).strip():
                 continue
             try:
                 yield f"at byte {at}", json.loads(line)

@@ -8,7 +8,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bloomery.data.tokens import About, TokenFile, hash_of, read_tokens, refuse_existing, with_suffix, write_index
+from bloomery.data.tokens import (
+    About,
+    TokenFile,
+    hash_of,
+    prefix_of,
+    read_tokens,
+    refuse_existing,
+    with_suffix,
+    write_index,
+)
 from bloomery.data.unfinished import folder_of, publish
 from bloomery.disk.lock import only_writer
 from bloomery.errors import CheckpointError, UsageError
@@ -26,7 +35,7 @@ def merge_tokens(prefixes: Sequence[Path], target: Path) -> TokenFile:
     """
     if not prefixes:
         raise UsageError("no token files to merge: name their prefixes")
-    files = [read_tokens(prefix) for prefix in prefixes]
+    files, target = [read_tokens(prefix) for prefix in prefixes], prefix_of(target)
     refuse_differences(files)
     for file in files[1:]:
         if file.dtype != files[0].dtype:

@@ -15,8 +15,8 @@ from bloomery.ops.random import keyed
 ROUNDS = 4
 """Luby and Rackoff 1988: four Feistel rounds of a random function cannot be told from a random permutation."""
 
-PARTS = 2**16
-"""A blend repeats after so many samples at most; weights finer than a part of it are rounded to it."""
+PARTS = 2**20
+"""A blend repeats after so many samples at most: a millionth can be weighed."""
 
 Shorts = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -46,15 +46,14 @@ class Blend:
     machine always meets them. The pattern repeats after `period` samples.
 
     Args:
-        weights: one a source, above 0; only their ratios count. Decimals are taken as they are written, 0.1 being a
-            tenth, unless the pattern would be longer than `PARTS` samples: then shares are rounded to 1 / `PARTS`.
+        weights: as for `quotas_of`.
 
     Raises:
-        UsageError: a weight is not above 0, or there are more sources than parts.
+        UsageError: as `quotas_of`.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        self.quotas = _quotas(weights)
+        self.quotas = quotas_of(weights)
         """Samples of each source in one period."""
         self.period = sum(self.quotas)
         self._source: Shorts = np.array(_earliest_deadline(self.quotas), dtype=np.int32)
@@ -69,8 +68,16 @@ class Blend:
         return source, turn * self.quotas[source] + int(self._turn[at])
 
 
-def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers in the ratio of the weights, with the smallest sum; or with the sum `PARTS`, near to it."""
+def quotas_of(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers in the exact ratio of the weights, with the smallest sum.
+
+    Args:
+        weights: one a source, above 0; only their ratios count. Decimals are taken as they are written, 0.1 being a
+            tenth.
+
+    Raises:
+        UsageError: a weight is not above 0, there are more sources than parts, or the sum would be above `PARTS`.
+    """
     for weight in weights:
         if not (weight > 0 and isfinite(weight)):
             raise UsageError(f"data.weights holds {weight}: give a number above 0 for each source")
@@ -82,7 +89,11 @@ def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
     for share in shares:
         period = lcm(period, share.denominator)
         if period > PARTS:
-            return _rounded(shares)
+            near = ", ".join(map(str, _rounded(shares)))
+            raise UsageError(
+                f"data.weights are too fine: whole numbers in their ratio add up to more than {PARTS:,}; round them, "
+                f"nearest are {near}"
+            )
     return tuple(int(share * period) for share in shares)
 
 

@@ -13,7 +13,7 @@ from bloomery.data.bpe import tokenizer_hash, vocab_size_of
 from bloomery.data.documents import Shard, plan_shards
 from bloomery.data.encode import Encoder
 from bloomery.data.job import describe_text
-from bloomery.data.tokens import TokenFile, narrowest, read_tokens, refuse_existing, with_suffix
+from bloomery.data.tokens import TokenFile, narrowest, prefix_of, read_tokens, refuse_existing, with_suffix
 from bloomery.data.unfinished import Totals, Unfinished, folder_of, was_publishing
 from bloomery.data.workers import encode_shards
 from bloomery.disk.lock import only_writer
@@ -43,6 +43,7 @@ def tokenize(
 
     Args:
         files: as `documents.find_files` gives them.
+        prefix: the path without ".bin"; one with ".bin" or ".idx" is taken as well.
         eod: the id of the token that ends a document.
         keys: fields of a row that make its document, joined by a newline.
         jobs: processes; 1 works in this one. With more, a program must be importable (`if __name__ == "__main__"`).
@@ -55,7 +56,7 @@ def tokenize(
     """
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}: give 1 or more")
-    shards = plan_shards(files)
+    prefix, shards = prefix_of(prefix), plan_shards(files)
     dtype = narrowest(vocab_size_of(tokenizer))
     try:
         job = _describe(shards, tokenizer, eod, keys)

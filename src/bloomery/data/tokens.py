@@ -142,8 +142,7 @@ def read_tokens(prefix: Path) -> TokenFile:
     Raises:
         CheckpointError: a file is missing, cut off, or not what it should be.
     """
-    if prefix.suffix in (".bin", ".idx"):
-        prefix = prefix.with_suffix("")
+    prefix = prefix_of(prefix)
     index, data = with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")
     try:
         with index.open("rb") as file:
@@ -245,6 +244,12 @@ def narrowest(vocab_size: int) -> np.dtype[np.integer]:
 def with_suffix(prefix: Path, suffix: str) -> Path:
     """PREFIX.bin: a prefix may have dots of its own, which stay."""
     return prefix.with_name(prefix.name + suffix)
+
+
+def prefix_of(path: Path) -> Path:
+    """The prefix that is meant by itself, or by PREFIX.bin or PREFIX.idx."""
+    named = path.suffix in (".bin", ".idx") and not with_suffix(path, ".idx").is_file()
+    return path.with_suffix("") if named else path
 
 
 def hash_of(path: Path) -> str:

@@ -52,7 +52,7 @@ def encode_shards(shards: Sequence[Shard], encoder: Encoder, jobs: int) -> Gener
     finally:
         for ours, worker in workers.items():
             ours.close()
-            worker.terminate()
+            worker.kill()  # it writes nothing, and SIGTERM does not reach it
             worker.join()
 
 
@@ -90,7 +90,9 @@ def _answer(pipe: Connection) -> Encoded:
 
 def _serve(pipe: Connection, encoder: Encoder) -> None:
     """What each process does until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    # Often sent to all processes at once; what they mean is the parent's affair.
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         while True:
             shard = pipe.recv()

@@ -5,6 +5,7 @@ is, so that a resumed run needs nothing else. Knows no tensor.
 import math
 from dataclasses import dataclass
 
+from bloomery.errors import UsageError
 from bloomery.train.recipe.config import TrainConfig
 
 
@@ -26,11 +27,18 @@ class Pace:
 
     Args:
         seq_len: tokens of a full sequence.
+
+    Raises:
+        UsageError: sequences that are to grow begin as long as they get, or longer.
     """
 
     def __init__(self, config: TrainConfig, seq_len: int) -> None:
         self.run, self.batch, self.optim, self.schedule = config.run, config.batch, config.optim, config.schedule
-        self.full = seq_len
+        self.full, short = seq_len, config.batch.short_start
+        if short is not None and short >= seq_len:
+            raise UsageError(
+                f"batch.short_start is {short}, and a full sequence has {seq_len} tokens: lower it, or leave it out"
+            )
         unit = self.schedule.unit
         self.total = config.length(unit)
 
@@ -55,7 +63,7 @@ class Pace:
         batch = self.batch
         if batch.short_start is None or batch.short_steps is None or reached.steps >= batch.short_steps:
             return self.full
-        start, increment = min(batch.short_start, self.full), batch.short_increment or 8
+        start, increment = batch.short_start, batch.short_increment or 8
         grown = (self.full - start) * reached.steps // batch.short_steps
         return start + grown // increment * increment
 

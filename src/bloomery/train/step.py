@@ -31,7 +31,8 @@ class StepResult:
 
 
 class TrainStep:
-    """Takes steps; counts those that were skipped because a number was not finite.
+    """Takes steps; counts those that were skipped because a number was not finite: `skipped` in all, and `in_a_row` up
+    to the last one. Whoever goes on with a run sets both.
 
     Args:
         micro: sequences computed at once; None: all of a step.
@@ -52,7 +53,7 @@ class TrainStep:
     ) -> None:
         self.loss, self.optimizers = loss, optimizers
         self.micro, self.clip, self.patience, self.seed = micro, clip, patience, seed
-        self.skipped = self._in_a_row = 0
+        self.skipped = self.in_a_row = 0
 
     def __call__(self, step: int, lr: float, windows: Tensor, segments: Tensor | None = None) -> StepResult:
         """Update the weights by one global batch.
@@ -83,15 +84,15 @@ class TrainStep:
             self._skip(step, result)
         else:
             self.optimizers.step(lr)
-            self._in_a_row = 0
+            self.in_a_row = 0
         return result
 
     def _skip(self, step: int, result: StepResult) -> None:
         self.skipped += 1
-        self._in_a_row += 1
+        self.in_a_row += 1
         said = f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}"
-        if self._in_a_row >= self.patience:
+        if self.in_a_row >= self.patience:
             raise NotFinite(
-                f"{said}: {self._in_a_row} steps in a row were not finite: lower optim.lr or lengthen schedule.warmup"
+                f"{said}: {self.in_a_row} steps in a row were not finite: lower optim.lr or lengthen schedule.warmup"
             )
         logger.warning("%s: step skipped", said)

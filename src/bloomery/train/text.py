@@ -17,10 +17,10 @@ from bloomery.data import bpe
 from bloomery.data.documents import find_files, read_documents
 from bloomery.data.ending import end_of_document, named_ends
 from bloomery.data.merge import refuse_differences
-from bloomery.data.order import split_documents
+from bloomery.data.order import Skips, quotas_of, split_documents
 from bloomery.data.source import Source
 from bloomery.data.tokenize import tokenize
-from bloomery.data.tokens import TokenFile, read_tokens, with_suffix
+from bloomery.data.tokens import TokenFile, prefix_of, read_tokens, with_suffix
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
 from bloomery.log import logger
@@ -87,8 +87,12 @@ def plan_text(data: Data) -> Planned:
     """Which files are meant.
 
     Raises:
-        UsageError: a pattern matches nothing, a file is on both sides, or two held-out sets have one name.
+        UsageError: a pattern matches nothing, a file is on both sides, two held-out sets have one name, or what is said
+            of the order of samples cannot be.
     """
+    if data.weights:
+        quotas_of(data.weights)
+    Skips(data.skip)
     train = tuple(_entry("data.train", entry) for entry in data.train)
     valid = tuple(_entry("data.valid", entry, named=True) for entry in data.valid)
     learned = {path: entry for entry in train for path in entry.paths}
@@ -213,8 +217,7 @@ def _entry(option: str, written: str, *, named: bool = False) -> Entry:
     there = Path(written).exists() or with_suffix(Path(written), ".idx").is_file()
     if there or not (named and equals and name and path):
         name, path = "", written
-    prefix = Path(path).expanduser()
-    prefix = prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
+    prefix = prefix_of(Path(path).expanduser())
     if with_suffix(prefix, ".idx").is_file():
         return Entry(written, name or prefix.name, prefix, ())
     files = find_files(option, [path])

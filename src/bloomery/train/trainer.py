@@ -21,14 +21,14 @@ from bloomery.train.optim import Optimizers
 from bloomery.train.pace import Pace, Reached
 from bloomery.train.passes import add_dropout_, compile_, recompute_
 from bloomery.train.recipe.config import TrainConfig
-from bloomery.train.report.flops import StepCost
+from bloomery.train.report.flops import StepCost, adapter_weights_used
 from bloomery.train.report.log import RunLog
 from bloomery.train.report.memory import describe_memory, memory_used
 from bloomery.train.report.meter import Meter
 from bloomery.train.report.peak import find_peak
 from bloomery.train.report.profile import profiling
 from bloomery.train.state.folder import keep_files, only_run, open_folder, refuse_nothing_to_measure
-from bloomery.train.state.keep import Keeper, place_in, refuse_other_data
+from bloomery.train.state.keep import Keeper, place_in, refuse_other_data, refuse_other_model
 from bloomery.train.step import NotFinite, StepResult, TrainStep
 from bloomery.train.stop import StopWatch, refuse_to_begin
 from bloomery.train.text import find_words, plan_text, read_text
@@ -64,16 +64,18 @@ class Trainer:
         run = config.run
         refuse_to_begin(config.stop)
         planned, self.described = plan_text(config.data), describe(config.model)
+        seq_len, vocab_size = self.described.seq_len, self.described.config.vocab_size
+        self.pace = Pace(config, seq_len)
         self.device = pick_device(run.device)
         if measure:
             refuse_nothing_to_measure(config)
         resume = resume or measure
+        refuse_other_model(config, self.described, resume=resume)
         self.out = open_folder(config, resume=resume, record=not measure)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         if run.deterministic:
             torch.use_deterministic_algorithms(True)
-        seq_len, vocab_size = self.described.seq_len, self.described.config.vocab_size
         words = find_words(config.data, planned, self.described, self.out / "tokenizer", resume)
         if words is not None:
             keep_files(self.out / "tokenizer", words.files)
@@ -96,7 +98,6 @@ class Trainer:
         refuse_other_data(begun, self.text, self.samples)
         self.reached, self.seconds = Reached(begun.step, begun.samples, begun.tokens), begun.seconds
         self.memory = {"before_build": before, "after_build": memory_used(self.device)}
-        self.pace = Pace(config, seq_len)
         self.loss = SequenceLoss(self.decoder, DTYPES[run.dtype], config.model.attention_dropout)
         self._add_passes()
         self.take_step = TrainStep(
@@ -107,7 +108,7 @@ class Trainer:
             patience=config.stop.skipped,
             seed=run.seed,
         )
-        self.take_step.skipped = begun.skipped
+        self.take_step.skipped, self.take_step.in_a_row = begun.skipped, begun.skipped_in_a_row
         lengths = self.text.byte_lengths(vocab_size)
         size, apart = config.batch.micro or config.batch.size, config.data.isolate_documents
         self.evaluators = {
@@ -127,7 +128,8 @@ class Trainer:
             CheckpointError: the state cannot be written.
         """
         config = self.config
-        cost = StepCost(self.described.config, config.run.recompute, self._adapter_weights())
+        banded = self.device.type == "cpu"
+        cost = StepCost(self.described.config, config.run.recompute, self._adapter_weights(), banded)
         peak = find_peak(self.device, DTYPES[config.run.dtype], config.log.peak_tflops)
         self.meter = Meter(cost, peak, self.seconds)
         self.measured: dict[str, Evaluation] = {}
@@ -212,8 +214,8 @@ class Trainer:
         return good
 
     def _save(self) -> None:
-        place = place_in(self.text, self.samples, self.reached)
-        self.keeper.save(self.reached, place, self.take_step.skipped, self.meter.seconds)
+        place, step = place_in(self.text, self.samples, self.reached), self.take_step
+        self.keeper.save(self.reached, place, step.skipped, step.in_a_row, self.meter.seconds)
 
     def _measure(self) -> None:
         self.measured = self.evaluate()
@@ -245,7 +247,8 @@ class Trainer:
     def _adapter_weights(self) -> int | None:
         if not self.config.lora.rank:
             return None
-        return sum(parameter.numel() for parameter in lora_parameters(self.decoder).values())
+        sizes = {name: parameter.numel() for name, parameter in lora_parameters(self.decoder).items()}
+        return adapter_weights_used(self.described.config, sizes)
 
     def _with_batch(self, error: NotFinite, ids: Tensor, segments: Tensor | None) -> BloomeryError:
         """The error, once the batch that led to it is in a file."""

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from bloomery.errors import UsageError
 from bloomery.train.recipe.config import TrainConfig
 from bloomery.train.recipe.pace_options import Batch, Optim, Schedule, Stop
 from bloomery.train.recipe.run_options import Begin, Data, ModelShape, Run, Save
 from bloomery.train.trainer import Trainer
+from tiny import Tiny
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,6 +36,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (ModelShape, {"hidden_size": 10**20}, "model.hidden_size is 100000000000000000000"),
     (Data, {"train": (), "valid": ("a",)}, "data.train names no file"),
     (Data, {"train": ("a",)}, "data.valid or data.split"),
+    (Data, {"train": ("a",), "valid": ("b",), "keys": ()}, "data.keys names no field"),
     (Data, {"train": ("a",), "valid": ("b",), "split": "9,1"}, "data.valid or data.split"),
     (Data, {"train": ("a",), "valid": ("b",), "weights": (1.0, 2.0)}, "2 numbers for 1 entries"),
     (Data, {"train": ("a",), "valid": ("b",), "weights": (1.0,)}, "leave it out for one"),
@@ -189,6 +192,25 @@ def test_the_dickens_recipe_keeps_its_held_out_file() -> None:
 def test_importing_the_options_loads_neither_torch_nor_numpy() -> None:
     check = "import sys, bloomery.train.recipe.config; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("begin", ["start", "shape"])
+def test_more_positions_than_a_model_has_learned_are_refused_before_any_work(
+    options: TrainConfig, changed: Changed, gpt2: Tiny, begin: str
+) -> None:
+    config = AutoConfig.from_pretrained(gpt2.path)
+    name = str(gpt2.path if begin == "start" else gpt2.path / "config.json")
+    longer = replace(options, model=ModelShape(**{begin: name}, seq_len=config.n_positions + 1))  # type: ignore[arg-type]
+    said = f"model.seq_len is {config.n_positions + 1}, and the model has learned positions up to {config.n_positions}"
+    assert said in refusal(longer)
+    assert not options.run.out.exists()
+
+
+@pytest.mark.parametrize("start", [48, 64])
+def test_sequences_that_begin_as_long_as_they_get_are_refused_before_any_work(options: TrainConfig, start: int) -> None:
+    growing = replace(options, batch=Batch(size=4, short_start=start, short_steps=4))
+    assert f"batch.short_start is {start}, and a full sequence has 48 tokens: lower it" in refusal(growing)
+    assert not options.run.out.exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])

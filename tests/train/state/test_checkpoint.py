@@ -288,6 +288,54 @@ def test_where_latest_is_lost_or_damaged_the_newest_is_taken(tmp_path: Path, tex
     assert loaded(tmp_path).progress.step == 4
 
 
+def test_a_folder_in_the_place_of_latest_is_refused_in_one_line(tmp_path: Path) -> None:
+    """As a copy leaves it that follows links."""
+    run = Run()
+    saved(run, tmp_path, 2, 4)
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.unlink()
+    shutil.copytree(latest.with_name("step-4"), latest)
+    for act in (lambda: loaded(tmp_path), lambda: read_folder(tmp_path), lambda: read_folder(latest.parent)):
+        with pytest.raises(CheckpointError, match=r"latest is a folder, .* move it away") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    found = loaded(tmp_path / "another", path=latest)  # but it can be named as what it is
+    assert found.progress.step == 4
+    assert not differences(found.tensors(), run.tensors())
+    latest.rename(tmp_path / "away")
+    assert loaded(tmp_path).progress.step == 4
+
+
+def test_a_link_in_the_place_of_latest_gives_way_to_the_next_checkpoint(tmp_path: Path, log: list[str]) -> None:
+    run = Run()
+    saved(run, tmp_path, 2, 4)
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.unlink()
+    latest.symlink_to("step-2")
+    assert loaded(tmp_path).progress.step == 4
+    assert any("taking the newest" in line for line in log)
+    saved(run, tmp_path, 5)
+    assert latest.read_text() == "step-5\n"
+
+
+def test_a_checkpoint_from_before_steps_in_a_row_were_counted_has_none(tmp_path: Path) -> None:
+    run = Run().go(2)
+    run.progress.skipped = run.progress.skipped_in_a_row = 3
+    checkpoints = checkpoints_of(run, tmp_path)
+    checkpoints.save(run.decoder, run.optimizer, run.progress)
+    checkpoints.wait()
+    assert loaded(tmp_path).progress.skipped_in_a_row == 3
+    step = tmp_path / "checkpoints" / "step-2"
+    state, said = json.loads((step / "state.json").read_text()), json.loads((step / "manifest.json").read_text())
+    del state["progress"]["skipped_in_a_row"]
+    content = json.dumps(state).encode()
+    (step / "state.json").write_bytes(content)
+    said["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (step / "manifest.json").write_text(json.dumps(said))
+    progress = loaded(tmp_path).progress
+    assert (progress.skipped, progress.skipped_in_a_row) == (3, 0)
+
+
 def test_without_a_good_checkpoint_loading_fails_in_one_line(tmp_path: Path) -> None:
     run = Run()
     checkpoints = checkpoints_of(run, tmp_path)
@@ -551,7 +599,7 @@ def test_killed_anywhere_a_run_goes_on_from_the_last_whole_checkpoint(tmp_path: 
         capture_output=True,
         text=True,
         timeout=280,
-        env={"PYTHONPATH": str(script.parent.parent), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(script.parents[2]), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)

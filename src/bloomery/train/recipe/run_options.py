@@ -85,8 +85,8 @@ class Data:
     """
 
     train: tuple[str, ...]
-    """What to learn from: token files (a name without .bin), or UTF-8 text files and patterns such as corpus/*.txt, in
-    which each file is one document."""
+    """What to learn from: token files (by their prefix, with or without .bin), or UTF-8 text files and patterns such as
+    corpus/*.txt, in which each file is one document."""
     keys: tuple[str, ...] = ("text",)
     """Fields of a row of JSON lines or of a table that make its document, joined by a newline."""
     weights: tuple[float, ...] = ()
@@ -108,6 +108,7 @@ class Data:
 
     def __post_init__(self) -> None:
         check(bool(self.train), "data.train names no file: give a text file, a pattern or a token file")
+        check(bool(self.keys), "data.keys names no field: give one, or leave it out")
         check(bool(self.valid) != bool(self.split), "data.valid or data.split: give one, to measure on held-out text")
         check(
             not self.weights or len(self.weights) == len(self.train),

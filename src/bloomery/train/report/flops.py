@@ -4,14 +4,26 @@ A product of (m, k) and (k, n) is 2·m·k·n operations; what is no product of m
 `model/decoder.py`, and L layers, F feed-forward size, T tokens of a sequence, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bloomery.model.config import DecoderConfig
+from bloomery.ops.causal import ROWS
 
 THERE_AND_BACK = 3
 """Products of a trained layer: its output, then the gradients of its input and of its weight, each as large."""
 THROUGH_FROZEN = 2
 """Of a frozen layer: no gradient of its weight is made."""
+
+
+def adapter_weights_used(config: DecoderConfig, sizes: Mapping[str, int]) -> int:
+    """Numbers of an adapter that one token is multiplied with: of experts, those of as many as it takes.
+
+    Args:
+        sizes: how many each matrix of the adapter has, by its name in the decoder. Experts are alike.
+    """
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    return sum(sizes.values()) - experts + experts * config.experts_per_token // config.num_experts
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,16 @@ class StepCost:
 
     Args:
         recompute: blocks are computed again on the way back (activation checkpointing).
-        adapter_weights: numbers of trained adapters (LoRA) over frozen weights; None: all weights are trained.
+        adapter_weights: numbers of trained adapters (LoRA) over frozen weights that one token is multiplied with, as
+            `adapter_weights_used` counts them; None: all weights are trained.
+        banded: attention goes in bands of queries, as `ops/causal` has it on a CPU: keys that no query of one can see
+            are left out, and scores are made again on the way back.
     """
 
     config: DecoderConfig
     recompute: bool = False
     adapter_weights: int | None = None
+    banded: bool = False
 
     @property
     def block_weights(self) -> int:
@@ -58,13 +74,15 @@ class StepCost:
         return sequences * seq_len * (self._linear() + THERE_AND_BACK * self.attention(seq_len))
 
     def hardware(self, sequences: int, seq_len: int) -> int:
-        """Operations that a step takes: windows are masks over whole sequences, and blocks may be computed twice.
+        """Operations that a step takes: attention's masks are over whole sequences, or over bands, and blocks may be
+        computed twice.
 
         A block's last product is not repeated, since nothing on the way back asks for its result; that of experts is.
         """
-        dense = self._attention(seq_len)
-        again = 2 * (self.block_weights - self._last_weights()) + dense if self.recompute else 0
-        return sequences * seq_len * (self._linear() + THERE_AND_BACK * dense + again)
+        dense = self._attention(self._pairs(seq_len))  # of a sequence: two products
+        attention = THERE_AND_BACK * dense + (dense // 2 if self.banded else 0)
+        again = 2 * seq_len * (self.block_weights - self._last_weights()) + dense if self.recompute else 0
+        return sequences * (seq_len * self._linear() + attention + again)
 
     @property
     def formula(self) -> str:
@@ -78,13 +96,25 @@ class StepCost:
         else:
             linear = f"4 × [{weights}, frozen] + 6 × {self.adapter_weights:,} (adapter)"
         active = f", {config.experts_per_token} of {config.num_experts} experts" if config.num_experts > 1 else ""
-        extra = [] if window is None else ["attention over all of T"]
+        extra = [] if window is None or self.banded else ["attention over all of T"]
         extra += ["blocks computed again"] if self.recompute else []
+        extra += ["scores made again"] if self.banded else []
         hardware = f"HFU counts {' and '.join(extra)} too" if extra else "HFU is the same, as nothing is recomputed"
+        hardware += f", and not what bands of {ROWS} queries leave out" if self.banded else ""
         return f"FLOPs a token = {linear}{active} + {attention}, T tokens of a sequence, masked too; {hardware}"
 
     def _attention(self, keys: int) -> int:
         return 4 * self.config.num_layers * self.config.num_heads * self.config.head_dim * keys
+
+    def _pairs(self, seq_len: int) -> int:
+        """Queries and keys of a sequence that are multiplied with each other."""
+        if not self.banded:
+            return seq_len * seq_len
+        pairs, window = 0, self.config.sliding_window or seq_len
+        for end in range(seq_len, 0, -ROWS):
+            begin = max(0, end - ROWS)
+            pairs += (end - begin) * (end - max(0, begin - window + 1))
+        return pairs
 
     def _linear(self) -> int:
         """Operations of one token in all linear layers, there and back."""

@@ -43,13 +43,14 @@ What = Literal["all", "weights", "weights+optimizer"]
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run is. `samples`, `tokens`: learned from; `skipped`: steps whose numbers were not finite; `extra`:
-    what else is to be known again, as JSON has it."""
+    """How far a run is. `samples`, `tokens`: learned from; `skipped`: steps whose numbers were not finite;
+    `skipped_in_a_row`: how many of them are the last ones; `extra`: what else is to be known again, as JSON has it."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     seconds: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +81,7 @@ class Checkpoints:
 
     Raises:
         ValueError: the config.json is of another model.
+        CheckpointError: a folder is where `latest` should be.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Checkpoints:
         return progress if what == "all" else Progress()
 
     def _find(self, path: Path | None) -> Whole:
-        if path is not None and step_of(path.resolve()) is not None:
+        if path is not None and (step_of(path.resolve()) is not None or (path / STATE).is_file()):
             return check_folder(path)
         steps = self._steps
         if path is not None:

@@ -2,24 +2,56 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bloomery.checkpoint.latest import CHECKPOINTS, step_of
+from bloomery.checkpoint.latest import CHECKPOINTS, named_latest, refuse_folder, step_of
 from bloomery.data.samples import Samples
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
+from bloomery.model.layout import shapes
 from bloomery.train.model import Described
 from bloomery.train.optim import Optimizers
 from bloomery.train.pace import Reached
 from bloomery.train.recipe.config import TrainConfig
 from bloomery.train.state.checkpoint import Checkpoints, Progress
+from bloomery.train.state.publish import read_manifest
 from bloomery.train.text import Text, Words, fingerprint
 
 TOKENIZER = "tokenizer.json"
 LAST, DATA = "last_sample", "data"
 """Words of a checkpoint, see `place_in`."""
+
+
+def refuse_other_model(config: TrainConfig, described: Described, *, resume: bool) -> None:
+    """Refuse to begin with what is not there, or cannot fit this run's model, before any work is done. What is damaged
+    is noticed when it is loaded; a run that goes on with its own state begins with nothing else.
+
+    Raises:
+        CheckpointError: says in what the models differ.
+    """
+    begin = config.begin
+    if begin.path is None or (resume and (config.run.out.expanduser() / CHECKPOINTS).is_dir()):
+        return
+    path = begin.path.expanduser()
+    if not path.exists():
+        raise CheckpointError(f"begin.path '{path}' is not there: name a run's folder or one of its checkpoints")
+    inner = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    refuse_folder(inner)
+    try:
+        theirs, _ = read_manifest(named_latest(inner) or path)
+    except CheckpointError:
+        return
+    ours = described.config
+    sizes = [{name: tensor.shape for name, tensor in shapes(config).items()} for config in (theirs.config, ours)]
+    fits = sizes[0] == sizes[1] and (begin.load != "all" or theirs.config == ours)
+    if theirs.family != described.family.name or not fits:
+        pairs = {"family": (theirs.family, described.family.name)}
+        pairs |= {each.name: (getattr(theirs.config, each.name), getattr(ours, each.name)) for each in fields(ours)}
+        differs = ", ".join(f"{name} {there}, not {here}" for name, (there, here) in pairs.items() if there != here)
+        raise CheckpointError(f"begin.path '{path}' is of a model with {differs}: choose another, or other sizes here")
 
 
 class Keeper:
@@ -60,8 +92,6 @@ class Keeper:
         if begin.path is None:
             return Progress()
         path = begin.path.expanduser()
-        if not path.exists():
-            raise CheckpointError(f"begin.path '{path}' is not there: name a run's folder or one of its checkpoints")
         self._compare_tokenizer(path)
         return self.checkpoints.load(path, self.decoder, self.optimizers, what=begin.load)
 
@@ -82,17 +112,21 @@ class Keeper:
             raise UsageError(f"begin.path '{path}' has another tokenizer than this run: set data.tokenizer to {theirs}")
         logger.warning("%s has another tokenizer than this run: its embeddings are of other tokens", path)
 
-    def save(self, reached: Reached, data: Mapping[str, Any], skipped: int, seconds: float) -> None:
+    def save(
+        self, reached: Reached, data: Mapping[str, Any], skipped: int, skipped_in_a_row: int, seconds: float
+    ) -> None:
         """Begin to write a checkpoint; everything has been copied when this returns.
 
         Args:
             data: as `place_in` gives it.
+            skipped, skipped_in_a_row, seconds: as `Progress` has them.
         """
         progress = Progress(
             step=reached.steps,
             samples=reached.samples,
             tokens=reached.tokens,
             skipped=skipped,
+            skipped_in_a_row=skipped_in_a_row,
             seconds=seconds,
             extra=dict(data),
         )

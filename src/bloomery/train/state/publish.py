@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bloomery.checkpoint import manifest
 from bloomery.checkpoint.folder import read_json
-from bloomery.checkpoint.latest import LATEST, named_latest, step_name, step_of
+from bloomery.checkpoint.latest import LATEST, named_latest, refuse_folder, step_name, step_of
 from bloomery.checkpoint.manifest import FORMAT, FileFacts, Manifest, parse_manifest
 from bloomery.checkpoint.write import read_back, write_bytes
 from bloomery.disk.lock import only_writer
@@ -39,10 +39,15 @@ class Whole:
 
 
 class Steps:
-    """The step folders in one folder, of which the `keep` newest are kept."""
+    """The step folders in one folder, of which the `keep` newest are kept.
+
+    Raises:
+        CheckpointError: a folder is where `latest` should be.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        refuse_folder(folder)
         self._bad: set[Path] = set()
 
     def publish(self, step: int, size: int, write: Callable[[Path], None]) -> Path:
@@ -163,6 +168,23 @@ def check_folder(path: Path) -> Whole:
     Raises:
         CheckpointError: says what is missing, cut off or changed.
     """
+    found, is_model = read_manifest(path)
+    for name, facts in found.files.items():
+        _check_size(contained(path, name), facts)
+    surplus = sorted({file.name for file in path.glob("*.safetensors")} - set(found.files))
+    if surplus:
+        raise CheckpointError(f"{path / surplus[0]} is none of the checkpoint's files")
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda item: _check_hash(path / item[0], item[1]), found.files.items()))
+    return Whole(path, found, is_model)
+
+
+def read_manifest(path: Path) -> tuple[Manifest, bool]:
+    """What a step folder says of itself, and whether it is of a whole model.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     file = path / manifest.NAME
     if not file.exists():
         raise CheckpointError(f"{file} is missing, which is written last: the checkpoint was never finished")
@@ -174,14 +196,7 @@ def check_folder(path: Path) -> Whole:
     found = known[0] or known[1]
     if found is None:
         raise CheckpointError(f"{file} is not one of a checkpoint")
-    for name, facts in found.files.items():
-        _check_size(contained(path, name), facts)
-    surplus = sorted({file.name for file in path.glob("*.safetensors")} - set(found.files))
-    if surplus:
-        raise CheckpointError(f"{path / surplus[0]} is none of the checkpoint's files")
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _check_hash(path / item[0], item[1]), found.files.items()))
-    return Whole(path, found, known[0] is not None)
+    return found, known[0] is not None
 
 
 def _check_size(file: Path, facts: FileFacts) -> None:
