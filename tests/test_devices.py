@@ -1,5 +1,8 @@
 """Memory that is left is the machine's, or what a control group allows, whichever is less."""
 
+import platform
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,3 +43,26 @@ def test_memory_left_here_is_some_and_not_more_than_there_is() -> None:
     left = memory_left(torch.device("cpu"))
     assert left is not None
     assert 0 < left <= 1024 * int(total.split()[1])
+
+
+TAKE_TWICE = """
+import resource, sys, torch
+from bloomery.devices import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    raise SystemExit("not here")
+torch.ones(16 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_memory_that_is_kept_is_taken_again_without_new_pages() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", TAKE_TWICE, how], check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    pages = 4 * 16 * 2**20 // resource.getpagesize()
+    assert faults("given back") > pages // 2
+    assert faults("kept") < pages // 100

@@ -7,7 +7,7 @@ from peers.job import Job, Pulse
 import bloomery
 from bloomery.data.samples import Samples
 from bloomery.data.source import Source
-from bloomery.devices import DTYPES
+from bloomery.devices import DTYPES, keep_freed_memory
 from bloomery.train.loss import SequenceLoss
 from bloomery.train.model import build, describe
 from bloomery.train.optim import Optimizers
@@ -20,6 +20,7 @@ VERSIONS = {"bloomery": bloomery.__version__, "torch": torch.__version__}
 
 
 def train(job: Job, pulse: Pulse) -> None:
+    keep_freed_memory()
     shape = ModelShape(start=job.model)
     decoder = build(describe(shape), shape, job.seed, torch.device("cpu"))
     samples = Samples([Source(np.load(job.tokens, mmap_mode="r"))], seq_len=job.seq_len, seed=job.seed)

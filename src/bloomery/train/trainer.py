@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bloomery.data.samples import Ids, Samples
-from bloomery.devices import DTYPES, pick_device
+from bloomery.devices import DTYPES, keep_freed_memory, pick_device
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
 from bloomery.train.evaluate import Evaluation, Evaluator, pooled
@@ -74,6 +74,8 @@ class Trainer:
         self.out = open_folder(config, resume=resume, record=not measure)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
+        if self.device.type == "cpu" and not keep_freed_memory():
+            logger.info("freed memory goes back to the system at every step: this C library cannot be asked to keep it")
         if run.deterministic:
             torch.use_deterministic_algorithms(True)
         words = find_words(config.data, planned, self.described, self.out / "tokenizer", resume)
