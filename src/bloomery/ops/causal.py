@@ -2,7 +2,7 @@
 
 Queries go in bands, so that keys no query of a band can see are left out, and on a CPU a band's scores stay in its
 cache: they are made by plain matrix products, and made again on the way back instead of kept (Dao et al. 2022,
-"FlashAttention", section 3.1). PyTorch's own attention on a CPU takes twice to three times as long (docs/log.md).
+"FlashAttention", section 3.1). PyTorch's own attention on a CPU takes about twice as long (docs/log.md).
 Elsewhere all queries are one band, which PyTorch's fused attention computes.
 
 Letters: B sequences, T tokens of each, H heads of queries, K heads of keys and values, each of which G = H / K heads of

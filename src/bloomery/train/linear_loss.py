@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 8 * 2**20
-"""Of the fp32 logits of a chunk: what a processor's cache may hold."""
+CACHED_BYTES, CHUNK_BYTES = 8 * 2**20, 64 * 2**20
+"""Of the fp32 logits of a chunk: on a CPU what its cache may hold; elsewhere."""
 LEAST = 256
 """Positions of a chunk, however large the vocabulary: products of fewer rows waste the processor (docs/log.md)."""
 
@@ -25,10 +25,10 @@ def linear_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
         hidden: (N, E).
         weight, bias: (V, E) and (V,) of the head; under autocast the products are in its dtype.
         targets: (N,) what is to be predicted; -1 counts nothing.
-        chunk: positions at a time; 0: as many as `CHUNK_BYTES` hold.
+        chunk: positions at a time; 0: as many as fit, at least `LEAST`.
     """
-    rows = chunk or max(LEAST, CHUNK_BYTES // (4 * weight.shape[0]))
     kind = hidden.device.type
+    rows = chunk or max(LEAST, (CACHED_BYTES if kind == "cpu" else CHUNK_BYTES) // (4 * weight.shape[0]))
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     loss: Tensor = _LinearLoss.apply(hidden, weight, bias, targets, rows, dtype, wanted)  # type: ignore[no-untyped-call]
