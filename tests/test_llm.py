@@ -390,6 +390,7 @@ def test_a_device_that_computes_nothing_or_a_model_without_name_is_refused(folde
 
 def test_running_a_model_needs_few_packages():
     """A GPU machine may have torch, numpy, safetensors, tokenizers and rich, and no way to install more."""
-    look = "import sys, bloomery.llm; print(*{name.partition('.')[0] for name in sys.modules})"
+    look = "import sys, bloomery.llm; print(*{name.partition('.')[0] for name in sys.modules}, *sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch._dynamo" not in loaded  # the compiler: 800 modules, 70 MB
     assert not {"cyclopts", "tomli_w", "transformers", "huggingface_hub", "jinja2"} & set(loaded)

@@ -105,7 +105,11 @@ def test_what_is_no_list_of_such_values_is_refused_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_text_to_continue_is_never_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_for_a_model_is_never_a_list(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--prompts", '["a"]', "--prompts", ""], ['["a"]', ""]):
         assert main(["generate", *words, "--print-config"]) == 0
         assert tomllib.loads(capsys.readouterr().out)["prompts"] == ['["a"]', ""]
+    assert main(["generate", "x", "--stop-strings", "[1]", "--stop-strings", "[]", "--print-config"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["stop_strings"] == ["[1]", "[]"]
+    assert main(["generate", "x", "--stop-strings", ""]) == 2
+    assert "a stop string is empty" in capsys.readouterr().err

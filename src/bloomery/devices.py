@@ -54,13 +54,14 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep what this process frees for what it takes next; False where it cannot be asked.
 
     glibc takes large blocks from the kernel one by one and gives them back at once. Every step of training then has all
-    its pages made and zeroed anew, a fifth to a quarter of its time (docs/log.md).
+    its pages made and zeroed anew, a fifth to a quarter of its time (docs/log.md). It holds for the
+    whole process from now on, which may then hold a few of its largest blocks more than it uses.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
     # mallopt(3): no blocks of their own, and nothing is given back from the end of the heap.
-    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def memory_left(device: torch.device) -> int | None:

@@ -122,7 +122,12 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
         version_flags=[],
         result_action="return_value",
         default_parameter=Parameter(
-            negative=(), show_env_var=False, env_var_split=_unsplit, converter=_convert, json_list=False
+            negative=(),
+            show_env_var=False,
+            env_var_split=_unsplit,
+            # Elsewhere an entry may be a text for a model, such as the stop string [1].
+            converter=_convert_lists if positional == "recipe" else _convert,
+            json_list=False,
         ),
         config=[
             Env(PREFIX, command=False, source=ENVIRONMENT),
@@ -149,17 +154,21 @@ def _unsplit(_: Any, value: str, **__: Any) -> list[str]:
 
 
 def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
-    """As cyclopts does, but a list may be written as a TOML array, and a whole number that is asked for is not rounded
-    from another."""
-    if get_origin(kind) is tuple:
-        tokens = [entry for token in tokens for entry in _entries(token)]
-        if not tokens:
-            return ()
+    """As cyclopts does, but a whole number that is asked for is not rounded from another."""
     if int in (kind, *get_args(kind)):
         for token in tokens:
             if token.value.partition(".")[2].strip("0"):
                 raise ValueError  # cyclopts says where the value comes from, and that it is no int
     return cyclopts.convert(kind, tokens)
+
+
+def _convert_lists(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """The same, but a list may be written as a TOML array."""
+    if get_origin(kind) is tuple:
+        tokens = [entry for token in tokens for entry in _entries(token)]
+        if not tokens:
+            return ()
+    return _convert(kind, tokens)
 
 
 def _entries(token: cyclopts.Token) -> Iterable[cyclopts.Token]:

@@ -85,3 +85,16 @@ def test_the_logits_of_all_positions_are_never_there_at_once(monkeypatch: pytest
     tensors, targets = parts(torch.float32, True)
     linear_loss(*tensors, targets, 8).backward()
     assert seen == [8] * 6 + [2]
+
+
+def test_where_there_is_no_position_gradients_are_zero() -> None:
+    """On memory that holds something else: torch fills what is not written with numbers that are none."""
+    hidden, weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((0, E), (V, E), (V,)))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        linear_loss(hidden, weight, bias, torch.zeros(0, dtype=torch.long)).backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert weight.grad is not None
+    assert not weight.grad.count_nonzero()

@@ -111,6 +111,25 @@ def test_compiling_changes_only_the_last_bits(recompute: bool) -> None:
     assert [name for name, _ in compiled.decoder.named_parameters()] == names
 
 
+@pytest.mark.slow
+# What torch's compiler says of itself:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated", "ignore:The .grad attribute of a Tensor")
+def test_code_is_made_once_for_all_layers_and_lengths() -> None:
+    """Beyond eight kinds of a function torch goes on without compiling it, so that a restart would change bits."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    loss = make_loss("llama", num_layers=10)
+    loss.attention_dropout = 0.1
+    compile_(loss.decoder)
+    made = []
+    for length in (24, 16, 300, 200, 600):
+        loss(windows(0, length=length)).backward()
+        made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert made[0] < 4
+    assert made[1:] == [made[1]] * 4
+    assert torch._dynamo.utils.counters["frames"]["total"] == torch._dynamo.utils.counters["frames"]["ok"]
+
+
 @pytest.mark.parametrize("where", ["residual", "attention"])
 def test_what_is_dropped_follows_from_seed_and_step(where: str) -> None:
     def dropping(seed: int) -> list[tuple[float, float]]:

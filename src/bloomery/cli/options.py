@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter, convert
+from cyclopts import Parameter
 
 from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
@@ -48,7 +48,7 @@ class ModelOptions(HubOptions):
 class GenerateOptions(ModelOptions):
     """Options of `generate`, and those of SamplingParams."""
 
-    prompts: Annotated[tuple[str, ...], Parameter(converter=convert)] = ()  # a text is never read as a list
+    prompts: tuple[str, ...] = ()
     """Texts to continue, also as words without a dash; none, or '-', reads one from stdin."""
     ids: bool = False
     """Prompts are token ids separated by spaces, and so is what is printed."""

@@ -92,7 +92,6 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, band: Band, dropout
     return out.reshape(len(q), query.shape[2], query.shape[1], -1).transpose(1, 2)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it is matrix products already
 def _attend_in_bands(query: Tensor, key: Tensor, value: Tensor, bands: list[Band], dropout: float, seed: int) -> Tensor:
     out: Tensor = _BandedAttention.apply(query, key, value, bands, dropout, seed)  # type: ignore[no-untyped-call]
     return out

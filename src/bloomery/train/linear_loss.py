@@ -54,6 +54,8 @@ class _LinearLoss(torch.autograd.Function):
             d_hidden = torch.empty_like(hidden) if wanted and hidden.requires_grad else None
             # Chunks add up in the weight's own dtype, whatever the products are in.
             d_weight = torch.empty_like(weight) if wanted and weight.requires_grad else None
+            if d_weight is not None and not len(hidden):
+                d_weight.zero_()  # no chunk is written over what is there
             d_bias = torch.zeros_like(bias) if wanted and bias is not None and bias.requires_grad else None
             # Logits, then their softmax, then the slope, of one chunk after the other in the same memory.
             products = matrix.new_empty(min(rows, len(hidden)), len(matrix))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
@@ -39,6 +40,12 @@ def _recomputed(forward: Any, *arguments: Any) -> Any:
 
 
 def compile_(decoder: Decoder) -> None:
-    """Compile every block; they are alike, so the code is made once."""
-    for block in decoder.blocks:
+    """Compile every block; they are alike, so the code is made once.
+
+    On a CPU all but its attention, which is matrix products already (`ops/causal`): code of it would be made for every
+    layer and every count of bands, and after eight of them none.
+    """
+    for block in cast(Iterable[Block], decoder.blocks):
+        if decoder.device.type == "cpu":
+            block.attn.forward = torch.compiler.disable(block.attn.forward)  # type: ignore[method-assign]
         block.compile()

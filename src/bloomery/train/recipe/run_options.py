@@ -155,7 +155,7 @@ class Run:
     threads: int | None = None
     """CPU threads; unset: as many as PyTorch chooses."""
     compile: bool = False
-    """Compile each block with torch.compile."""
+    """Compile each block with torch.compile; on a CPU all but its attention."""
     recompute: bool = False
     """Keep each block's input alone and compute the block again on the way back (activation checkpointing)."""
     profile: tuple[int, ...] = ()
