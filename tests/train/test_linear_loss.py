@@ -37,7 +37,12 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
         torch.testing.assert_close(found.grad, wanted.grad, rtol=rtol, atol=rtol)
 
 
-def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype() -> None:
+@pytest.mark.parametrize("rows", [V, 10, 1, 0])
+def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """However many rows of the weight's gradient are added to at once."""
+    monkeypatch.setattr("bloomery.train.linear_loss.PART_BYTES", 4 * E * rows)
     ours, targets = parts(torch.float32, True)
     exact, _ = parts(torch.float32, True)
     with torch.autocast("cpu", dtype=torch.bfloat16):

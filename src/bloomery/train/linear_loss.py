@@ -14,6 +14,8 @@ from torch import Tensor
 
 CACHED_BYTES, CHUNK_BYTES = 8 * 2**20, 64 * 2**20
 """Of the fp32 logits of a chunk: on a CPU what its cache may hold; elsewhere."""
+PART_BYTES = 4 * 2**20
+"""Of a part of the weight's gradient that is added to at once on a CPU."""
 LEAST = 256
 """Positions of a chunk, however large the vocabulary: products of fewer rows waste the processor (docs/log.md)."""
 
@@ -103,7 +105,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     """Add a @ b; the `first` is written over what is there, so that large sums need not be zeroed before."""
     if total.dtype == a.dtype:
         total.addmm_(a, b, beta=0 if first else 1)
-    elif first:
-        total.copy_(a @ b)
-    else:
-        total += a @ b
+        return
+    # PyTorch makes a whole exact copy of what is added in another dtype: in parts, it stays in the processor's cache.
+    rows = max(1, PART_BYTES // (total.element_size() * total.shape[1])) if total.device.type == "cpu" else len(total)
+    for part, some in zip(total.split(rows), a.split(rows), strict=True):
+        if first:
+            part.copy_(some @ b)
+        else:
+            part.add_(some @ b)
