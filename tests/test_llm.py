@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bloomery import LLM, BloomeryError, CheckpointError, SamplingParams, UsageError
+from bloomery.engine.request import Request
+from bloomery.engine.strategy import Sampling
 from talker import EOS, build_talker
 
 LENGTHS = (5, 70, 3, 1, 300, 64, 65)
@@ -394,3 +396,122 @@ def test_running_a_model_needs_few_packages():
     loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
     assert "torch._dynamo" not in loaded  # the compiler: 800 modules, 70 MB
     assert not {"cyclopts", "tomli_w", "transformers", "huggingface_hub", "jinja2"} & set(loaded)
+
+
+OPTIONS = [
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3},
+    {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
+    {"sequence_bias": {(7,): 3.0, (100, 101): -4.0, (60,): 5.0}, "repetition_penalty": 2.0},
+    {"suppress_tokens": list(range(300, 500)), "begin_suppress_tokens": list(range(100))},
+    {"min_length": 20, "forced_eos_token_id": 9, "bad_words_ids": [[5, 6], [40]]},
+    {"min_new_tokens": 12, "exponential_decay_length_penalty": (3, 1.3), "remove_invalid_values": True},
+    {"no_repeat_ngram_size": 1, "renormalize_logits": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="-".join)
+def test_options_give_the_tokens_that_transformers_gives(llm, theirs, options):
+    """Several prompts at once, against one at a time; texts end at the model's ends."""
+    few = prompts(llm)[:4]
+    free = llm.generate(few, SamplingParams(max_new_tokens=24))
+    changed = 0
+    for prompt, plain, done in zip(
+        few, free, llm.generate(few, SamplingParams(max_new_tokens=24, **options)), strict=True
+    ):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=[EOS, 3],
+            pad_token_id=0,
+            **options,
+        )
+        assert list(done.token_ids) == expected[0, len(prompt) :].tolist()
+        changed += done.token_ids != plain.token_ids
+    assert changed, "the options do nothing here"
+
+
+def test_a_bos_is_forced_behind_a_single_token(llm, theirs):
+    ids = torch.tensor([[5]])
+    options = {"forced_bos_token_id": 77, "begin_suppress_tokens": [9]}
+    expected = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0, **options
+    )
+    done = llm.generate([5], SamplingParams(max_new_tokens=6, **options))[0]
+    assert list(done.token_ids) == expected[0, 1:].tolist()
+    assert done.token_ids[0] == 77
+
+
+def test_options_look_at_real_tokens_only_however_requests_are_batched(folder, llm):
+    params = SamplingParams(
+        max_new_tokens=20, temperature=0.9, seed=4, frequency_penalty=1.0, presence_penalty=0.5, no_repeat_ngram_size=2
+    )
+    wanted = [llm.generate(prompt, params)[0].token_ids for prompt in prompts(llm)]
+    small = LLM(folder, max_batch_size=3)
+    small.engine.scheduler.max_step_tokens = 7
+    assert tokens(small.generate(prompts(llm), params)) == wanted
+
+
+def test_max_length_counts_the_prompt(llm):
+    few = prompts(llm)[:2]  # 5 and 70 tokens
+    done = llm.generate(few, SamplingParams(max_length=80, ignore_eos=True))
+    assert [len(one.token_ids) for one in done] == [75, 10]
+    with pytest.raises(UsageError, match="the prompt has 70 tokens, and max_length 70 leaves room for 69"):
+        llm.generate(few, SamplingParams(max_length=70))
+    cut = llm.generate(few[1], SamplingParams(max_length=70, ignore_eos=True), truncate="left")[0]
+    assert (list(cut.prompt_ids), len(cut.token_ids)) == (few[1][1:], 1)
+    with pytest.raises(UsageError, match="max_length 513 is beyond the context of 512"):
+        llm.generate(few, SamplingParams(max_length=513))
+
+
+def test_max_time_ends_a_text_by_its_own_clock(llm):
+    """Two seconds a look at the clock: one at the beginning, one behind each token."""
+    seconds = iter(range(0, 1000, 2))
+    strategy = Sampling([5, 6, 7], SamplingParams(max_time=5, ignore_eos=True), clock=lambda: next(seconds))
+    llm._run([Request(strategy)])
+    assert len(strategy.generated) == 3  # after 2, 4 and 6 seconds
+    assert llm.generate([5, 6, 7], SamplingParams(max_time=1e-9))[0].finish_reason == "length"
+
+
+def test_bad_words_are_forbidden_behind_a_space_and_without_one(llm):
+    """A model that is pushed to say a word in both ways, and nothing else, does not say it."""
+    written = [llm.tokenizer.encode(text) for text in ("cat", " cat")]
+    pushed = {(token,): 30.0 for ids in written for token in ids}
+    options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 5, "ignore_eos": True, "sequence_bias": pushed}
+
+    def said(**more):
+        ids = llm.generate("the", SamplingParams(**options, **more))[0].token_ids
+        return [any(ids[at : at + len(word)] == tuple(word) for at in range(len(ids))) for word in written]
+
+    assert said() == [True, True]
+    assert said(bad_words=["cat"]) == said(bad_words=[" cat"]) == [False, False]
+
+
+def test_bad_words_without_a_tokenizer_and_tokens_that_do_not_exist_are_refused(llm, folder, tmp_path):
+    with pytest.raises(UsageError, match="suppress_tokens names token 777, which is outside the model's vocabulary"):
+        llm.generate("the", SamplingParams(suppress_tokens=[777]))
+    with pytest.raises(UsageError, match="top_k is 778, but the model has 777 tokens"):
+        llm.generate("the", SamplingParams(top_k=778, temperature=1))
+    silent = tmp_path / "silent"
+    shutil.copytree(folder, silent)
+    (silent / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match="give bad_words_ids instead of bad_words"):
+        LLM(silent).generate([5], SamplingParams(bad_words=["cat"]))
+    assert llm.engine.idle
+
+
+def test_options_that_leave_no_token_are_named(llm):
+    params = SamplingParams(
+        suppress_tokens=list(range(700)), bad_words_ids=[[n] for n in range(700, 777)], max_length=9
+    )
+    with pytest.raises(BloomeryError, match="no token is left .* try it without bad_words_ids or suppress_tokens"):
+        llm.generate([5], params)
+
+
+def test_a_model_that_gives_nan_goes_on_where_that_is_asked_for(folder):
+    broken = LLM(folder)
+    broken.decoder.blocks[0].mlp.up.bias[3] = torch.nan
+    done = broken.generate([[5, 6, 7]], SamplingParams(max_new_tokens=3, ignore_eos=True, remove_invalid_values=True))
+    assert tokens(done) == [(0, 0, 0)]

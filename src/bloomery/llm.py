@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
@@ -20,12 +20,14 @@ from bloomery.completion import Completion, Piece, Score
 from bloomery.devices import pick_device, pick_dtype
 from bloomery.engine.engine import DecodeClock, Engine
 from bloomery.engine.params import SamplingParams
+from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
 from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
 from bloomery.text.prompt import Prompt, PromptReader, Truncate
 from bloomery.text.stream import TextStream
+from bloomery.text.words import word_ids
 
 
 @dataclass
@@ -119,7 +121,8 @@ class LLM:
             truncate: cut a prompt that is too long at this side; None refuses it.
 
         Raises:
-            UsageError: a prompt is empty, or too long for the context.
+            UsageError: a prompt is empty, or too long for the context; an option cannot be met by this model, or behind
+                this prompt.
         """
         done: dict[int, Completion] = {}
         for piece in self.stream(prompts, params, truncate=truncate):
@@ -138,7 +141,7 @@ class LLM:
 
         Every prompt is checked before the first one runs.
         """
-        params = params or SamplingParams()
+        params = self._in_ids(params or SamplingParams())
         jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(_as_list(prompts))]
         return self._pieces(jobs)
 
@@ -181,8 +184,21 @@ class LLM:
         """Token ids of a prompt. Raises UsageError for one that no model can take."""
         return self.prompts.encode(prompt)
 
+    def _in_ids(self, params: SamplingParams) -> SamplingParams:
+        """Options whose words are ids, all of which exist."""
+        if params.bad_words:
+            if self.tokenizer is None:
+                raise UsageError("the model has no tokenizer.json: give bad_words_ids instead of bad_words")
+            found = [",".join(map(str, ids)) for word in params.bad_words for ids in word_ids(self.tokenizer, word)]
+            params = replace(params, bad_words=(), bad_words_ids=(*params.bad_words_ids, *found))
+        check_vocabulary(params, self.decoder.config.vocab_size)
+        return params
+
     def _job(self, index: int, prompt: Prompt, params: SamplingParams, truncate: Truncate | None) -> _Job:
-        ids = self.prompts.with_room_for(params.max_new_tokens, prompt, truncate)
+        if params.max_length is None:
+            ids = self.prompts.with_room_for(params.most_new_tokens(0), prompt, truncate)
+        else:
+            ids = self.prompts.within(params.max_length, prompt, truncate)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""

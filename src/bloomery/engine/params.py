@@ -1,13 +1,8 @@
 """SamplingParams: how one request wants its tokens chosen. Knows no tensor and no model."""
 
-import math
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, fields
 
-from bloomery.errors import UsageError
-
-LEAST_TEMPERATURE = 1e-20
-"""Logits divided by less might not be numbers any more, and the likeliest token is certain long before."""
+from bloomery.engine.limits import DEFAULT_NEW_TOKENS, canonical, check_together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,22 +10,74 @@ class SamplingParams:
     """Names and meanings are those of Hugging Face's GenerationConfig, with three differences: temperature 0, the
     default, is greedy; unset means off; the text ends before a stop string instead of after it.
 
+    Lists of any kind become tuples. Biases become texts, as a recipe writes them: `logit_bias` may be given as
+    {15: 2.5} or as ["15=2.5"], `sequence_bias` as {(1, 2): -5.0} or ["1,2=-5.0"], `bad_words_ids` as [[1, 2]] or
+    ["1,2"].
+
     Raises:
-        UsageError: a value is out of its range, or would have no effect.
+        UsageError: a value is out of its range, would have no effect, or contradicts another.
     """
 
-    max_new_tokens: int = 100
-    """Most tokens to generate."""
+    max_new_tokens: int | None = None
+    """Most tokens to generate; unset is 100, or what max_length leaves."""
     min_new_tokens: int = 0
     """Tokens before which no end-of-sequence token is chosen."""
+    max_length: int | None = None
+    """Most tokens of prompt and completion together; instead of max_new_tokens."""
+    min_length: int | None = None
+    """Tokens, the prompt's included, before which no end-of-sequence token is chosen."""
+    max_time: float | None = None
+    """Seconds after which no further token is begun, counted from where the request first runs."""
     temperature: float = 0.0
     """0 takes the most likely token; above 0 samples, the flatter the higher."""
+    top_h: float | None = None
+    """Sample among the likeliest tokens that hold this part of the entropy of the 100 likeliest."""
     top_k: int | None = None
     """Sample among the k most likely tokens only."""
     top_p: float | None = None
     """Sample among the smallest set of tokens whose probabilities reach p."""
     min_p: float | None = None
     """Sample among tokens at least this fraction as likely as the likeliest."""
+    typical_p: float | None = None
+    """Sample among the tokens nearest to the expected surprise whose probabilities reach this."""
+    epsilon_cutoff: float | None = None
+    """Sample among tokens at least this likely."""
+    eta_cutoff: float | None = None
+    """As epsilon_cutoff, but lower where the distribution is flat: min(eta, sqrt(eta) exp(-entropy))."""
+    repetition_penalty: float | None = None
+    """Divide the logit of every token of prompt and text by this (multiply a negative one); above 1 repeats less."""
+    encoder_repetition_penalty: float | None = None
+    """The other way round for tokens of the prompt: above 1 stays nearer to it."""
+    frequency_penalty: float | None = None
+    """Subtract this from a token's logit for every time that it was generated (OpenAI's)."""
+    presence_penalty: float | None = None
+    """Subtract this once from the logit of every token that was generated (OpenAI's)."""
+    no_repeat_ngram_size: int | None = None
+    """No sequence of so many tokens comes twice in prompt and text."""
+    encoder_no_repeat_ngram_size: int | None = None
+    """No sequence of so many tokens of the prompt comes again."""
+    sequence_bias: tuple[str, ...] = ()
+    """Add to the logit of a sequence's last token behind its others: 1,2,3=-5.0; may be given several times."""
+    logit_bias: tuple[str, ...] = ()
+    """Add to a token's logit, from -100 to 100: 15=2.5 (OpenAI's); may be given several times."""
+    bad_words: tuple[str, ...] = ()
+    """Texts never generated, neither behind a space nor without one; may be given several times."""
+    bad_words_ids: tuple[str, ...] = ()
+    """Token sequences never generated: 1,2,3; may be given several times."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Ids of tokens never generated; may be given several times."""
+    begin_suppress_tokens: tuple[int, ...] = ()
+    """Ids of tokens that are not generated first; may be given several times."""
+    forced_bos_token_id: int | None = None
+    """Id of the first token to generate, behind a prompt of one token."""
+    forced_eos_token_id: tuple[int, ...] = ()
+    """Ids, one or several, of which the last token of a text of full length is taken."""
+    exponential_decay_length_penalty: tuple[float, ...] = ()
+    """[START, FACTOR]: after START new tokens the end of the text becomes likelier by powers of FACTOR."""
+    remove_invalid_values: bool = False
+    """Go on where the model gives logits that are not finite: NaN becomes 0, infinities the largest numbers."""
+    renormalize_logits: bool = False
+    """Make log-probabilities of the processed logits, at the end; only scores that are added up see a difference."""
     seed: int | None = None
     """Fixes the tokens, whatever else runs in the batch; unset draws one."""
     ignore_eos: bool = False
@@ -41,50 +88,13 @@ class SamplingParams:
     """Report (with --json) each token's log-probability, and those of this many likeliest."""
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        _check(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: ask for at least 1 token")
-        _check(
-            0 <= self.min_new_tokens <= self.max_new_tokens,
-            f"min_new_tokens is {self.min_new_tokens}: give a number from 0 to max_new_tokens ({self.max_new_tokens})",
-        )
-        _check(
-            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
-            f"temperature is {self.temperature}: give 0 (greedy) or a positive number"
-            + (f", at least {LEAST_TEMPERATURE}" if self.temperature > 0 else ""),
-        )
-        _check(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}: give at least 1, or leave it out")
-        _check(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}: give a number in (0, 1]")
-        _check(self.min_p is None or 0 <= self.min_p <= 1, f"min_p is {self.min_p}: give a number in [0, 1]")
-        _check(
-            self.seed is None or 0 <= self.seed < 2**64, f"seed is {self.seed}: give a whole number from 0 to 2^64 - 1"
-        )
-        _check(self.logprobs is None or self.logprobs >= 0, f"logprobs is {self.logprobs}: give 0 or more")
-        _check(all(self.stop_strings), "a stop string is empty: it would end every text at once")
-        if self.temperature == 0:
-            idle = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
-            _check(
-                not idle,
-                f"{' and '.join(idle)} would have no effect at temperature 0 (greedy): set a temperature, such as 0.8",
-            )
+        values = canonical({field.name: getattr(self, field.name) for field in fields(self)})
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        check_together(values)
 
-    def _check_kinds(self) -> None:
-        """Numbers and texts are what they should be; whole numbers of other libraries become Python's own."""
-        for name in ("max_new_tokens", "min_new_tokens", "top_k", "seed", "logprobs"):
-            value = getattr(self, name)
-            if value is None and name not in ("max_new_tokens", "min_new_tokens"):
-                continue
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            _check(whole, f"{name} is {value!r}: give a whole number")
-            object.__setattr__(self, name, int(value))
-        for name in ("temperature", "top_p", "min_p"):
-            value = getattr(self, name)
-            right = isinstance(value, Real) and not isinstance(value, bool)
-            _check(right or (value is None and name != "temperature"), f"{name} is {value!r}: give a number")
-        texts = isinstance(self.stop_strings, tuple | list) and all(isinstance(s, str) for s in self.stop_strings)
-        _check(texts, f"stop_strings is {self.stop_strings!r}: give a list of texts, also for one")
-        object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
-
-
-def _check(right: bool, message: str) -> None:
-    if not right:
-        raise UsageError(message)
+    def most_new_tokens(self, prompt: int) -> int:
+        """Most tokens to generate behind a prompt of so many: below 1 where max_length has no room for it."""
+        if self.max_length is not None:
+            return self.max_length - prompt
+        return self.max_new_tokens or DEFAULT_NEW_TOKENS

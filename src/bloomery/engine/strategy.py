@@ -4,14 +4,16 @@ Here: greedy and sampling, scoring, and plain forward access. A new way to gener
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from bloomery.engine.params import SamplingParams
-from bloomery.engine.processors import build_processors
+from bloomery.engine.processors.chain import build_processors, likely_culprits
 from bloomery.errors import BloomeryError
 from bloomery.ops.random import fresh_seed, uniform
 
@@ -68,29 +70,40 @@ class Strategy(Protocol):
 
 @dataclass
 class Sampling:
-    """One token after the other: the likeliest at temperature 0, else by inverse CDF of a counter-based uniform."""
+    """One token after the other: the likeliest at temperature 0, else by inverse CDF of a counter-based uniform.
+
+    Raises:
+        UsageError: an option cannot be met behind this prompt.
+    """
 
     prompt: list[int]
     params: SamplingParams
     eos_ids: tuple[int, ...] = ()
     matcher: Matcher | None = None
     generated: list[int] = field(default_factory=list)
+    clock: Callable[[], float] = perf_counter  # what max_time is measured on, in seconds
 
     def __post_init__(self) -> None:
         self.seed = fresh_seed() if self.params.seed is None else self.params.seed
-        self.processors = build_processors(self.params, self.eos_ids)
+        self.processors = build_processors(self.params, self.prompt, self.eos_ids)
+        self.most = self.params.most_new_tokens(len(self.prompt))
+        self.history: Tensor | None = None  # (1, P + most), filled so far as tokens are known
+        self.began: float | None = None
 
     @property
     def positions(self) -> int:
-        return len(self.prompt) + self.params.max_new_tokens - 1  # the last token is never run
+        return len(self.prompt) + self.most - 1  # the last token is never run
 
     def row(self) -> Row:
+        if self.began is None and self.params.max_time is not None:
+            self.began = self.clock()
         return Row(self.generated[-1:] or self.prompt, wanted=1)
 
     def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
         assert logits is not None
         raw = logits[-1]
-        if not math.isfinite(raw.max()):  # a NaN is the maximum of anything
+        # A NaN is the maximum of anything.
+        if not (self.params.remove_invalid_values or math.isfinite(raw.max())):
             raise BloomeryError(
                 f"the model gave logits that are not finite at generated token {len(self.generated)}: "
                 "try dtype float32, and 'bloomery verify' on the checkpoint"
@@ -100,16 +113,32 @@ class Sampling:
         return Outcome((token,), self._finish(token.id))
 
     def _choose(self, logits: Tensor) -> int:
-        for process in self.processors:
-            logits = process(logits, len(self.generated))
-        if self.processors and not math.isfinite(logits.max()):
-            raise BloomeryError(
-                f"no token is left to choose at generated token {len(self.generated)}: "
-                "every one ends a text, so lower min_new_tokens, or the temperature is too small"
-            )
+        if self.processors:
+            logits = self._processed(logits[None])[0]
         if self.params.temperature == 0:
             return int(logits.argmax())
         return inverse_cdf(logits, uniform(self.seed, len(self.generated), 0))
+
+    def _processed(self, logits: Tensor) -> Tensor:
+        history = self._history(logits.device)
+        for process in self.processors:
+            logits = process(history, logits)
+        if not math.isfinite(logits.max()):
+            raise BloomeryError(
+                f"no token is left to choose at generated token {len(self.generated)}: try it without "
+                f"{likely_culprits(self.params) or 'the options that change logits'}"
+            )
+        return logits
+
+    def _history(self, device: torch.device) -> Tensor:
+        """Ids so far: (1, T). Grown in place, since a new tensor a token would cost the square of the length."""
+        length = len(self.prompt) + len(self.generated)
+        if self.history is None:
+            self.history = torch.empty((1, len(self.prompt) + self.most), dtype=torch.long, device=device)
+            self.history[0, :length] = torch.tensor(self.prompt + self.generated, device=device)
+        elif self.generated:
+            self.history[0, length - 1] = self.generated[-1]
+        return self.history[:, :length]
 
     def _token(self, raw: Tensor, chosen: int) -> Token:
         if self.params.logprobs is None:
@@ -123,7 +152,12 @@ class Sampling:
         matched = self.matcher is not None and self.matcher.advance(chosen)
         if matched or (chosen in self.eos_ids and not self.params.ignore_eos):
             return "stop"
-        return "length" if len(self.generated) == self.params.max_new_tokens else None
+        return "length" if len(self.generated) == self.most or self._out_of_time() else None
+
+    def _out_of_time(self) -> bool:
+        if self.params.max_time is None or self.began is None:
+            return False
+        return self.clock() - self.began > self.params.max_time
 
 
 def inverse_cdf(logits: Tensor, u: float) -> int:

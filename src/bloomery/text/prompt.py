@@ -67,22 +67,36 @@ class PromptReader:
         Raises:
             UsageError: as `encode`, or it is too long and `truncate` is None, or that is no side.
         """
-        if truncate not in (None, "left", "right"):
-            raise UsageError(f"truncate is {truncate!r}: give 'left' or 'right', or leave it out")
         room = self.context - new
         if room < 1:
             raise UsageError(
                 f"max_new_tokens {new} leaves no room for a prompt in a context of {self.context} tokens{self.also}: "
                 f"ask for at most {self.context - 1}"
             )
+        why = f"{new} new ones leave room for {room} in the context of {self.context}{self.also}"
+        return self._cut(prompt, room, truncate, f"{why}: shorten it, lower max_new_tokens")
+
+    def within(self, length: int, prompt: Prompt, truncate: Truncate | None) -> list[int]:
+        """Ids of a prompt that, with one new token at least, is no longer than `length`.
+
+        Raises:
+            UsageError: as `with_room_for`, or `length` is beyond the context.
+        """
+        if length > self.context:
+            raise UsageError(
+                f"max_length {length} is beyond the context of {self.context} tokens{self.also}: lower it to that"
+            )
+        why = f"max_length {length} leaves room for {length - 1}"
+        return self._cut(prompt, length - 1, truncate, f"{why}: shorten it, raise max_length")
+
+    def _cut(self, prompt: Prompt, room: int, truncate: Truncate | None, why: str) -> list[int]:
+        if truncate not in (None, "left", "right"):
+            raise UsageError(f"truncate is {truncate!r}: give 'left' or 'right', or leave it out")
         ids = self.encode(prompt)
         if len(ids) <= room:
             return ids
         if truncate is None:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens, and {new} new ones leave room for {room} in the context of "
-                f"{self.context}{self.also}: shorten it, lower max_new_tokens, or truncate it left or right"
-            )
+            raise UsageError(f"the prompt has {len(ids)} tokens, and {why}, or truncate it left or right")
         return ids[-room:] if truncate == "left" else ids[:room]
 
     def to_score(self, text: Prompt | tuple[Prompt, Prompt]) -> tuple[list[int], int]:

@@ -1,0 +1,103 @@
+"""How token sequences and biases are written as texts, so that a command line, a recipe and Python say them alike.
+
+A sequence is "1,2,3"; a bias is "1,2,3=-5.0". Knows no option's meaning and no vocabulary.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from bloomery.errors import UsageError
+
+
+def read_sequence(text: str) -> tuple[int, ...]:
+    """Ids of "1,2,3". Raises ValueError for anything else."""
+    return tuple(_digits(part) for part in text.split(","))
+
+
+def read_bias(text: str) -> tuple[tuple[int, ...], float]:
+    """Ids and bias of "1,2,3=-5.0". Raises ValueError for anything else."""
+    ids, sign, bias = text.partition("=")
+    if not sign:
+        raise ValueError(text)
+    return read_sequence(ids), float(bias)
+
+
+def spell_sequences(name: str, value: Any) -> tuple[str, ...]:
+    """Sequences, each as text or as a list of ids -> texts.
+
+    Raises:
+        UsageError: one is neither, or is empty.
+    """
+    return tuple(_spell_sequence(name, entry) for entry in _entries(name, value, "a list of id lists"))
+
+
+def spell_biases(name: str, value: Any, *, single: bool) -> tuple[str, ...]:
+    """Biases as texts, pairs or a mapping of an id (`single`) or of sequences to numbers -> texts.
+
+    Raises:
+        UsageError: one is none of these, is no number below infinity, or a sequence stands there twice.
+    """
+    entries = value.items() if isinstance(value, Mapping) else _entries(name, value, "a mapping")
+    biases = dict[tuple[int, ...], float]()
+    for entry in entries:
+        ids, bias = _bias(name, entry, single)
+        if ids in biases:
+            raise UsageError(f"{name} gives {','.join(map(str, ids))} two biases: keep one")
+        biases[ids] = bias
+    return tuple(f"{','.join(map(str, ids))}={bias!r}" for ids, bias in biases.items())
+
+
+def _bias(name: str, entry: Any, single: bool) -> tuple[tuple[int, ...], float]:
+    shape = "15=2.5" if single else "1,2,3=-5.0"
+    try:
+        if isinstance(entry, str):
+            ids, bias = read_bias(entry)
+        else:
+            key, number = entry
+            if not isinstance(number, Real) or isinstance(number, bool):
+                raise TypeError(number)
+            # A key may be a text too: a JSON object has no other keys.
+            ids = read_sequence(key) if isinstance(key, str) else _ids([key] if isinstance(key, Integral) else key)
+            bias = float(number)
+        if not bias < math.inf or not ids or (single and len(ids) > 1):
+            raise ValueError(bias)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} has {_shown(entry)}: write it as {shape}, ids before and a bias behind '='") from None
+    return ids, bias
+
+
+def _spell_sequence(name: str, entry: Any) -> str:
+    try:
+        ids = read_sequence(entry) if isinstance(entry, str) else _ids(entry)
+        if not ids:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} has {_shown(entry)}: write it as 1,2,3, the ids of its tokens") from None
+    return ",".join(map(str, ids))
+
+
+def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+    ids = []
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise TypeError(value)
+        ids.append(int(value))
+    return tuple(ids)
+
+
+def _digits(part: str) -> int:
+    if not part.strip().isdecimal():
+        raise ValueError(part)
+    return int(part)
+
+
+def _entries(name: str, value: Any, wanted: str) -> list[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UsageError(f"{name} is {_shown(value)}: give {wanted}, or a list of texts, also for one")
+    return list(value)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]

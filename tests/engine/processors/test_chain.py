@@ -1,0 +1,186 @@
+"""The order of a request's processors is Hugging Face's; what cannot be met is refused before anything runs."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, reject, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+from bloomery import SamplingParams, UsageError
+from bloomery.engine.processors.chain import ORDER, build_processors, check_vocabulary, likely_culprits
+
+VOCABULARY = 13
+EOS = [3, 8]
+NEW = 6
+# Not shrunk: an example is readable as it is, and shrinking takes minutes.
+FEW = settings(max_examples=150, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+
+
+@cache
+def tiny_model():
+    return GPT2LMHeadModel(GPT2Config(n_embd=4, n_head=1, n_layer=1, vocab_size=VOCABULARY, n_positions=32))
+
+
+def theirs(options: dict[str, Any], prompt: list[int], history: torch.Tensor, logits: torch.Tensor, beams: int = 1):
+    """By the chain that transformers builds for a model."""
+    sampled = options.get("temperature", 0) > 0
+    given = {name: value for name, value in options.items() if name != "temperature" or sampled}
+    generation = GenerationConfig(
+        do_sample=sampled, max_length=len(prompt) + NEW, eos_token_id=EOS, num_beams=beams, **given
+    )
+    generation._eos_token_tensor = torch.tensor(EOS)
+    chain = tiny_model()._get_logits_processor(
+        generation, input_ids_seq_length=len(prompt), encoder_input_ids=torch.tensor([prompt]), device="cpu"
+    )
+    return chain(history, logits.clone())
+
+
+def ours(options: dict[str, Any], prompt: list[int], history: torch.Tensor, logits: torch.Tensor, keep: int = 1):
+    params = SamplingParams(max_new_tokens=NEW, **options)
+    for process in build_processors(params, prompt, tuple(EOS), keep=keep):
+        logits = process(history, logits)
+    return logits
+
+
+tokens = st.integers(0, VOCABULARY - 1)
+several = st.lists(tokens, min_size=1, max_size=2, unique=True)
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "sequence_bias": st.dictionaries(
+        st.lists(tokens, min_size=1, max_size=2).map(tuple), st.sampled_from([-3.0, 4.0]), min_size=1, max_size=4
+    ),
+    "encoder_repetition_penalty": st.floats(0.5, 3),
+    "repetition_penalty": st.floats(0.5, 3),
+    "no_repeat_ngram_size": st.integers(1, 3),
+    "encoder_no_repeat_ngram_size": st.integers(1, 3),
+    "bad_words_ids": st.lists(
+        st.lists(tokens, min_size=1, max_size=2).filter(lambda ids: ids not in ([3], [8])), min_size=1, max_size=3
+    ),
+    "min_length": st.integers(1, 5),
+    "min_new_tokens": st.integers(1, 5),
+    "forced_eos_token_id": several,
+    "remove_invalid_values": st.just(True),
+    "exponential_decay_length_penalty": st.tuples(st.integers(0, 3), st.floats(1.1, 2)),
+    "suppress_tokens": several,
+    "begin_suppress_tokens": several,
+    "renormalize_logits": st.just(True),
+}
+SAMPLED: dict[str, st.SearchStrategy[Any]] = {
+    "temperature": st.floats(0.3, 3),
+    "top_h": st.floats(0.3, 1),
+    "top_k": st.integers(1, VOCABULARY),
+    "top_p": st.floats(0.2, 1),
+    "min_p": st.floats(0, 0.3),
+    "typical_p": st.floats(0.2, 1),
+    "epsilon_cutoff": st.floats(0.001, 0.2),
+    "eta_cutoff": st.floats(0.001, 0.2),
+}
+
+
+@st.composite
+def situations(draw: st.DrawFn):
+    prompt = draw(st.lists(tokens, min_size=1, max_size=5))
+    new = draw(st.integers(0, NEW - 1))
+    history = torch.tensor([prompt + draw(st.lists(tokens, min_size=new, max_size=new))])
+    options = draw(st.fixed_dictionaries({}, optional=OPTIONS))
+    if draw(st.booleans()):
+        options |= {"temperature": 0.7} | draw(st.fixed_dictionaries({}, optional=SAMPLED))
+    if len(prompt) == 1 and draw(st.booleans()):
+        options["forced_bos_token_id"] = draw(tokens)
+    for forced in ("forced_eos_token_id", "forced_bos_token_id"):  # that would be refused
+        options["suppress_tokens"] = [
+            token for token in options.get("suppress_tokens", []) if token not in _listed(options.get(forced, []))
+        ]
+    if not options["suppress_tokens"]:
+        del options["suppress_tokens"]
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    return options, prompt, history, torch.randn(1, VOCABULARY) * 3
+
+
+def _listed(value):
+    return [value] if isinstance(value, int) else value
+
+
+@FEW
+@given(situation=situations(), beams=st.sampled_from([1, 2]))
+def test_any_combination_equals_hugging_faces_chain(situation, beams):
+    keep = 1 if beams == 1 else len(EOS) + 1
+    try:
+        expected = theirs(*situation, beams=beams)
+    except ValueError:  # torch's Categorical, where every token is forbidden
+        reject()
+    # Theirs adds infinity to what remove_invalid_values made finite, and has NaN where all is forbidden.
+    assume(not (expected.isnan() | (expected == torch.inf)).any())
+    torch.testing.assert_close(ours(*situation, keep=keep), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_what_hugging_face_lacks_stands_beside_what_it_is_akin_to():
+    names = [name for name, _ in ORDER]
+    assert names.index("logit_bias") == names.index("sequence_bias") + 1
+    place = names.index("repetition_penalty")
+    assert names[place + 1 : place + 3] == ["frequency_penalty", "presence_penalty"]
+
+
+def test_biases_and_penalties_of_openai_are_applied_in_the_chain():
+    history, logits = torch.tensor([[1, 2, 2, 4]]), torch.zeros(1, VOCABULARY)
+    options = {"frequency_penalty": 0.5, "presence_penalty": 0.25, "logit_bias": {4: 2.0, 5: -1}}
+    expected = torch.zeros(1, VOCABULARY)
+    expected[0, [2, 4, 5]] = torch.tensor([-1.25, 2 - 0.75, -1])
+    assert torch.equal(ours(options, [1], history, logits), expected)
+
+
+def test_nothing_asked_for_is_no_processor():
+    neutral = {"repetition_penalty": 1, "encoder_repetition_penalty": 1.0, "frequency_penalty": 0, "min_new_tokens": 0}
+    assert build_processors(SamplingParams(), [1, 2], (3,)) == []
+    assert build_processors(SamplingParams(**neutral, presence_penalty=0.0), [1, 2], (3,)) == []
+    assert build_processors(SamplingParams(temperature=1, top_p=1, typical_p=1), [1, 2], (3,)) == []
+    assert build_processors(SamplingParams(min_new_tokens=2, min_length=4), [1, 2], ()) == []  # no text ends
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "eos", "said"),
+    [
+        ({"max_length": 4}, [1] * 4, (3,), "max_length 4 leaves no room behind the prompt's 4 tokens"),
+        ({"min_length": 20, "max_new_tokens": 5}, [1] * 4, (3,), "min_length 20 cannot be reached within max_new_tok"),
+        ({"min_new_tokens": 5, "max_length": 8}, [1] * 4, (3,), "min_new_tokens 5 cannot be reached within max_length"),
+        ({"forced_bos_token_id": 4}, [1] * 4, (3,), "forced_bos_token_id comes behind a prompt of one token"),
+        ({"exponential_decay_length_penalty": (2, 1.5)}, [1], (), "needs an end-of-sequence token"),
+        ({"bad_words_ids": [[4], [3]]}, [1], (3,), "bad_words_ids has 3, which ends a text"),
+    ],
+)
+def test_what_cannot_be_met_behind_a_prompt_is_refused(options, prompt, eos, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        build_processors(SamplingParams(**options), prompt, eos)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {13: 1.0}},
+        {"sequence_bias": {(1, 13): 1.0}},
+        {"bad_words_ids": [[13, 1]]},
+        {"forced_bos_token_id": 13},
+        {"forced_eos_token_id": 13},
+        {"suppress_tokens": [1, 13]},
+        {"begin_suppress_tokens": [13]},
+    ],
+)
+def test_a_token_outside_the_vocabulary_is_refused(options):
+    name = next(iter(options))
+    with pytest.raises(UsageError, match=f"{name} names token 13, which is outside the model's vocabulary of 13"):
+        check_vocabulary(SamplingParams(**options), 13)
+    check_vocabulary(SamplingParams(**options), 14)
+
+
+def test_more_than_all_tokens_are_refused():
+    check_vocabulary(SamplingParams(temperature=1, top_k=13), 13)
+    with pytest.raises(UsageError, match="top_k is 14, but the model has 13 tokens"):
+        check_vocabulary(SamplingParams(temperature=1, top_k=14), 13)
+
+
+def test_the_options_that_may_have_forbidden_all_are_named():
+    params = SamplingParams(no_repeat_ngram_size=1, suppress_tokens=[1], temperature=1)
+    assert likely_culprits(params) == "no_repeat_ngram_size or suppress_tokens or a higher temperature"
