@@ -506,7 +506,7 @@ def test_options_that_leave_no_token_are_named(llm):
     params = SamplingParams(
         suppress_tokens=list(range(700)), bad_words_ids=[[n] for n in range(700, 777)], max_length=9
     )
-    with pytest.raises(BloomeryError, match="no token is left .* try it without bad_words_ids or suppress_tokens"):
+    with pytest.raises(BloomeryError, match=r"no token is left .* try it without bad_words_ids or suppress_tokens"):
         llm.generate([5], params)
 
 

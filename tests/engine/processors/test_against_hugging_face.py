@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from bloomery.engine.processors import forbid, penalties, warp
 
-FEW = settings(max_examples=30, derandomize=True, deadline=None, database=None)
+# Not shrunk: an example is small as it is.
+FEW = settings(max_examples=30, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 VOCABULARY = 11
 EOS = (3, 8)
 
@@ -49,7 +50,7 @@ Make = Callable[[Any, Case], Any]
 fraction, positive = st.floats(0.01, 0.99), st.floats(0.2, 5.0)
 sizes, lengths, keeps = st.integers(1, 5), st.integers(0, 20), st.integers(1, 3)
 id_lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3, unique=True)
-kept_fraction = st.tuples(fraction, keeps)
+kept_fraction, cutoff = st.tuples(fraction, keeps), st.tuples(st.floats(0.02, 0.3), keeps)
 sequences = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3).map(tuple)
 biases = st.dictionaries(sequences, st.sampled_from([-5.0, 0.3, 7.0, -torch.inf]), min_size=1, max_size=12)
 bad = st.lists(sequences.map(list).filter(lambda ids: ids not in ([3], [8])), min_size=1, max_size=12)
@@ -79,12 +80,12 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Make, Make]] = {
         lambda v, c: hf.TypicalLogitsWarper(v[0], min_tokens_to_keep=v[1]),
     ),
     "epsilon_cutoff": (
-        kept_fraction,
+        cutoff,
         lambda v, c: warp.epsilon_cutoff(*v),
         lambda v, c: hf.EpsilonLogitsWarper(v[0], min_tokens_to_keep=v[1]),
     ),
     "eta_cutoff": (
-        kept_fraction,
+        cutoff,
         lambda v, c: warp.eta_cutoff(*v),
         lambda v, c: hf.EtaLogitsWarper(v[0], min_tokens_to_keep=v[1]),
     ),
