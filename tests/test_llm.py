@@ -472,6 +472,7 @@ def test_max_time_ends_a_text_by_its_own_clock(llm):
     strategy = Sampling([5, 6, 7], SamplingParams(max_time=5, ignore_eos=True), clock=lambda: next(seconds))
     llm._run([Request(strategy)])
     assert len(strategy.generated) == 3  # after 2, 4 and 6 seconds
+    assert strategy.history is None  # nothing asks for one
     assert llm.generate([5, 6, 7], SamplingParams(max_time=1e-9))[0].finish_reason == "length"
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -114,6 +115,31 @@ def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_
     assert from_recipe == run(capsys, "generate", "the cat", *argv)[1]
 
 
+LISTS = {
+    "logit_bias": (["--logit-bias", "15=2.5", "--logit-bias", "7=-100"], ["15=2.5", "7=-100.0"]),
+    "sequence_bias": (['--sequence-bias=["1,2=-5", "3=1e-3"]'], ["1,2=-5.0", "3=0.001"]),
+    "bad_words": (["--bad-words", "cat", "--bad-words", "a b"], ["cat", "a b"]),
+    "bad_words_ids": (["--bad-words-ids", "1, 2"], ["1,2"]),
+    "suppress_tokens": (["--suppress-tokens", "[5, 6]"], [5, 6]),
+    "begin_suppress_tokens": (["--begin-suppress-tokens", "5", "--begin-suppress-tokens", "6"], [5, 6]),
+    "forced_eos_token_id": (["--forced-eos-token-id", "5"], [5]),
+    "exponential_decay_length_penalty": (["--exponential-decay-length-penalty", "[10, 1.5]"], [10, 1.5]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_and_biases_mean_the_same_on_the_command_line_in_a_recipe_and_in_the_environment(
+    capsys, tmp_path, monkeypatch, name
+):
+    argv, meant = LISTS[name]
+    printed = run(capsys, "generate", "x", *argv, "--print-config")[1]
+    assert tomllib.loads(printed)[name] == meant
+    (tmp_path / "printed.toml").write_text(printed)
+    assert run(capsys, "generate", "--recipe", str(tmp_path / "printed.toml"), "--print-config")[1] == printed
+    monkeypatch.setenv(f"BLOOMERY_{name.upper()}", json.dumps(meant))
+    assert run(capsys, "generate", "x", "--print-config")[1] == printed
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -123,6 +149,14 @@ def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_
         (["--temperature", "1", "--top-p", "0"], "top_p is 0.0: give a number in (0, 1]"),
         (["--temperature", "1", "--top-p", "1.01"], "top_p is 1.01"),
         (["--top-k", "5"], "top_k would have no effect at temperature 0"),
+        (["--top-k", "778", "--temperature", "1"], "top_k is 778, but the model has 777 tokens"),
+        (["--logit-bias", "15"], "logit_bias has '15': write it as 15=2.5"),
+        (["--logit-bias", "777=1"], "logit_bias names token 777, which is outside the model's vocabulary of 777"),
+        (["--bad-words-ids", "cat"], "bad_words_ids has 'cat': write it as 1,2,3"),
+        (["--bad-words", " "], "a bad word is empty"),
+        (["--max-length", "9", "--max-new-tokens", "9"], "drop max_length"),
+        (["--exponential-decay-length-penalty", "5"], "give two numbers"),
+        (["--forced-bos-token-id", "5"], "forced_bos_token_id comes behind a prompt of one token"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0: ask for at least 1 token"),
         (["--max-new-tokens", "512"], "max_new_tokens 512 leaves no room for a prompt in a context of 512"),
         (["--max-new-tokens"], "--max-new-tokens requires an argument"),

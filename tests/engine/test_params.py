@@ -1,7 +1,8 @@
 """SamplingParams refuses what cannot be right, or would be ignored, in one line that says what to do."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,9 @@ def test_biases_and_sequences_mean_the_same_however_they_are_written():
     assert biased.logit_bias == ("15=2.5", "7=-100.0")
     assert SamplingParams(bad_words_ids=[[1, 2], (3,)]).bad_words_ids == ("1,2", "3")
     assert SamplingParams(forced_eos_token_id=5).forced_eos_token_id == (5,)
+
+
+def test_every_option_has_a_line_in_the_documentation():
+    tables = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE)
+    assert sorted(listed) == sorted(field.name for field in fields(SamplingParams))

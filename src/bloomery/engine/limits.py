@@ -85,27 +85,27 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*WHOLE, *REAL, "temperature"):
         if values[name] is not None or name in REQUIRED:
             values[name] = _number(name, values[name])
-    check_temperature(values["temperature"])
+    _check_temperature(values["temperature"])
     for name in TEXTS:
         values[name] = _texts(name, values[name])
     for name in IDS:
         values[name] = _id_list(name, values[name])
     for name in FLAGS:
-        check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
+        _check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
     values["bad_words_ids"] = spell_sequences("bad_words_ids", values["bad_words_ids"])
     values["sequence_bias"] = spell_biases("sequence_bias", values["sequence_bias"], single=False)
     values["logit_bias"] = spell_biases("logit_bias", values["logit_bias"], single=True)
     for text in values["logit_bias"]:
         _, bias = read_bias(text)
-        check(-100 <= bias <= 100, f"logit_bias has {text}: give a bias in [-100, 100], or use sequence_bias")
+        _check(-100 <= bias <= 100, f"logit_bias has {text}: give a bias in [-100, 100], or use sequence_bias")
     name = "exponential_decay_length_penalty"
     values[name] = _start_and_factor(name, values[name])
     return values
 
 
-def check_temperature(value: float) -> None:
+def _check_temperature(value: float) -> None:
     """Raises UsageError for one that is neither 0 nor a usable divisor."""
-    check(
+    _check(
         value == 0 or LEAST_TEMPERATURE <= value < math.inf,
         f"temperature is {value}: give 0 (greedy) or a positive number"
         + (f", at least {LEAST_TEMPERATURE}" if value > 0 else ""),
@@ -121,29 +121,29 @@ def check_together(values: Mapping[str, Any]) -> None:
     most_new, most, least_new, least = (
         values[name] for name in ("max_new_tokens", "max_length", "min_new_tokens", "min_length")
     )
-    check(
+    _check(
         most is None or most_new is None,
         f"max_length {most} and max_new_tokens {most_new} both say where to end: drop max_length, which counts the "
         "prompt too",
     )
     limit = most_new or DEFAULT_NEW_TOKENS
-    check(
+    _check(
         most is not None or least_new <= limit,
         f"min_new_tokens is {least_new}: give a number from 0 to max_new_tokens ({limit})",
     )
     # A prompt has a token at least.
     for name, value, reach in (("min_new_tokens", least_new, (most or 0) - 1), ("min_length", least or 0, most or 0)):
-        check(
+        _check(
             most is None or value <= reach,
             f"{name} {value} cannot be reached within max_length {most}: drop {name}, or raise max_length",
         )
     if values["temperature"] == 0:
         idle = [name for name in ONLY_SAMPLING if values[name] is not None]
-        check(
+        _check(
             not idle,
             f"{' and '.join(idle)} would have no effect at temperature 0 (greedy): set a temperature, such as 0.8",
         )
-    check(
+    _check(
         not (values["ignore_eos"] and values["exponential_decay_length_penalty"]),
         "exponential_decay_length_penalty makes a text end, and ignore_eos goes on past its end: drop one of them",
     )
@@ -154,13 +154,13 @@ def _check_forced(values: Mapping[str, Any]) -> None:
     """A forced token that another option forbids would leave none."""
     bos = values["forced_bos_token_id"]
     for forced, ids in (("forced_eos_token_id", values["forced_eos_token_id"]), ("forced_bos_token_id", (bos,))):
-        check(
+        _check(
             not ids or not set(ids) <= set(values["suppress_tokens"]),
             f"suppress_tokens forbids what {forced} forces: drop one of them",
         )
 
 
-def check(right: bool, message: str) -> None:
+def _check(right: bool, message: str) -> None:
     """Raises UsageError with the message unless it is right."""
     if not right:
         raise UsageError(message)
@@ -168,29 +168,29 @@ def check(right: bool, message: str) -> None:
 
 def _number(name: str, value: Any) -> int | float:
     if name in WHOLE:
-        check(_is_whole(value), f"{name} is {value!r}: give a whole number")
+        _check(_is_whole(value), f"{name} is {value!r}: give a whole number")
         number, limit = int(value), WHOLE[name]
     else:
-        check(isinstance(value, Real) and not isinstance(value, bool), f"{name} is {value!r}: give a number")
+        _check(isinstance(value, Real) and not isinstance(value, bool), f"{name} is {value!r}: give a number")
         if name not in REAL:
             return value
         number, limit = value, REAL[name]
-    check(limit.holds(number), f"{name} is {number}: {limit.advice}")
+    _check(limit.holds(number), f"{name} is {number}: {limit.advice}")
     return number
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     right = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
-    check(right, f"{name} is {value!r}: give a list of texts, also for one")
-    check(name != "stop_strings" or all(value), "a stop string is empty: it would end every text at once")
-    check(name != "bad_words" or all(text.strip() for text in value), "a bad word is empty: it would forbid nothing")
+    _check(right, f"{name} is {value!r}: give a list of texts, also for one")
+    _check(name != "stop_strings" or all(value), "a stop string is empty: it would end every text at once")
+    _check(name != "bad_words" or all(text.strip() for text in value), "a bad word is empty: it would forbid nothing")
     return tuple(value)
 
 
 def _id_list(name: str, value: Any) -> tuple[int, ...]:
     values = (value,) if _is_whole(value) else value
     right = isinstance(values, tuple | list) and all(_is_whole(one) and one >= 0 for one in values)
-    check(right, f"{name} is {value!r}: give token ids, 0 or more")
+    _check(right, f"{name} is {value!r}: give token ids, 0 or more")
     return tuple(int(one) for one in values)
 
 
@@ -198,12 +198,12 @@ def _start_and_factor(name: str, value: Any) -> tuple[float, ...]:
     pair = () if value is None else value
     right = isinstance(pair, tuple | list) and len(pair) in (0, 2)
     right = right and all(isinstance(one, Real) and not isinstance(one, bool) for one in pair)
-    check(right, f"{name} is {value!r}: give two numbers, the new tokens before it begins and its factor")
+    _check(right, f"{name} is {value!r}: give two numbers, the new tokens before it begins and its factor")
     if not pair:
         return ()
     start, factor = pair
-    check(start >= 0 and start == int(min(start, 2**63)), f"{name} begins at {start}: give a whole number, 0 or more")
-    check(0 < factor < math.inf, f"{name} has the factor {factor}: give a positive number; above 1 ends texts sooner")
+    _check(start >= 0 and start == int(min(start, 2**63)), f"{name} begins at {start}: give a whole number, 0 or more")
+    _check(0 < factor < math.inf, f"{name} has the factor {factor}: give a positive number; above 1 ends texts sooner")
     return int(start), float(factor)
 
 

@@ -1,6 +1,8 @@
 """The order of a request's processors is Hugging Face's; what cannot be met is refused before anything runs."""
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +123,13 @@ def test_what_hugging_face_lacks_stands_beside_what_it_is_akin_to():
     assert names.index("logit_bias") == names.index("sequence_bias") + 1
     place = names.index("repetition_penalty")
     assert names[place + 1 : place + 3] == ["frequency_penalty", "presence_penalty"]
+
+
+def test_the_documentation_gives_the_order():
+    text = (Path(__file__).parents[3] / "docs" / "generation.md").read_text().partition("## The order")[2]
+    paragraph = text.strip().split("\n\n")[1]
+    # Words are ids when they reach the chain.
+    assert re.findall(r"`(\w+)`", paragraph) == [name.replace("bad_words_ids", "bad_words") for name, _ in ORDER]
 
 
 def test_biases_and_penalties_of_openai_are_applied_in_the_chain():
