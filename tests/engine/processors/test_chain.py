@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from bloomery import SamplingParams, UsageError
+from bloomery.engine.processors import chain
 from bloomery.engine.processors.chain import ORDER, build_processors, check_vocabulary, likely_culprits
 
-VOCABULARY = 13
+VOCABULARY = 20
 EOS = [3, 8]
 NEW = 6
 # Not shrunk: an example is readable as it is, and shrinking takes minutes.
-FEW = settings(max_examples=150, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+FEW = settings(max_examples=800, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 
 
 @cache
@@ -34,10 +35,10 @@ def theirs(options: dict[str, Any], prompt: list[int], history: torch.Tensor, lo
         do_sample=sampled, max_length=len(prompt) + NEW, eos_token_id=EOS, num_beams=beams, **given
     )
     generation._eos_token_tensor = torch.tensor(EOS)
-    chain = tiny_model()._get_logits_processor(
+    processors = tiny_model()._get_logits_processor(
         generation, input_ids_seq_length=len(prompt), encoder_input_ids=torch.tensor([prompt]), device="cpu"
     )
-    return chain(history, logits.clone())
+    return processors(history, logits.clone())
 
 
 def ours(options: dict[str, Any], prompt: list[int], history: torch.Tensor, logits: torch.Tensor, keep: int = 1):
@@ -47,7 +48,7 @@ def ours(options: dict[str, Any], prompt: list[int], history: torch.Tensor, logi
     return logits
 
 
-tokens = st.integers(0, VOCABULARY - 1)
+tokens = st.sampled_from([*EOS, *range(VOCABULARY)])  # ends are frequent, since many options are about them
 several = st.lists(tokens, min_size=1, max_size=2, unique=True)
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "sequence_bias": st.dictionaries(
@@ -64,45 +65,41 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "min_new_tokens": st.integers(1, 5),
     "forced_eos_token_id": several,
     "remove_invalid_values": st.just(True),
-    "exponential_decay_length_penalty": st.tuples(st.integers(0, 3), st.floats(1.1, 2)),
+    "exponential_decay_length_penalty": st.tuples(st.integers(0, 3), st.floats(1.1, 1.5)),
     "suppress_tokens": several,
     "begin_suppress_tokens": several,
     "renormalize_logits": st.just(True),
 }
 SAMPLED: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0.3, 3),
-    "top_h": st.floats(0.3, 1),
-    "top_k": st.integers(1, VOCABULARY),
-    "top_p": st.floats(0.2, 1),
-    "min_p": st.floats(0, 0.3),
-    "typical_p": st.floats(0.2, 1),
-    "epsilon_cutoff": st.floats(0.001, 0.2),
-    "eta_cutoff": st.floats(0.001, 0.2),
+    "top_h": st.floats(0.3, 0.95),
+    "top_k": st.integers(2, 10),
+    "top_p": st.floats(0.2, 0.99),
+    "min_p": st.floats(0.02, 0.4),
+    "typical_p": st.floats(0.2, 0.99),
+    "epsilon_cutoff": st.floats(0.02, 0.2),
+    "eta_cutoff": st.floats(0.02, 0.2),
 }
 
 
 @st.composite
 def situations(draw: st.DrawFn):
-    prompt = draw(st.lists(tokens, min_size=1, max_size=5))
-    new = draw(st.integers(0, NEW - 1))
-    history = torch.tensor([prompt + draw(st.lists(tokens, min_size=new, max_size=new))])
-    options = draw(st.fixed_dictionaries({}, optional=OPTIONS))
-    if draw(st.booleans()):
-        options |= {"temperature": 0.7} | draw(st.fixed_dictionaries({}, optional=SAMPLED))
-    if len(prompt) == 1 and draw(st.booleans()):
-        options["forced_bos_token_id"] = draw(tokens)
-    for forced in ("forced_eos_token_id", "forced_bos_token_id"):  # that would be refused
-        options["suppress_tokens"] = [
-            token for token in options.get("suppress_tokens", []) if token not in _listed(options.get(forced, []))
-        ]
-    if not options["suppress_tokens"]:
+    """Two to five options: with more, what one does is hidden by the others."""
+    names = st.sampled_from([*OPTIONS, *SAMPLED, "forced_bos_token_id"])
+    chosen = draw(st.lists(names, min_size=2, max_size=5, unique=True))
+    options = {name: draw(({"forced_bos_token_id": tokens} | OPTIONS | SAMPLED)[name]) for name in chosen}
+    if set(options) & set(SAMPLED):
+        options.setdefault("temperature", 1.0)
+    forced = {*options.get("forced_eos_token_id", []), options.get("forced_bos_token_id")}
+    if forced & set(options.get("suppress_tokens", [])):  # would be refused
         del options["suppress_tokens"]
+    if "exponential_decay_length_penalty" in options:  # together they have a test of their own
+        options.pop("remove_invalid_values", None)
+    prompt = draw(st.lists(tokens, min_size=1, max_size=1 if "forced_bos_token_id" in options else 5))
+    new = draw(st.sampled_from([0, 1, NEW // 2, NEW - 1]))
+    history = torch.tensor([prompt + draw(st.lists(tokens, min_size=new, max_size=new))])
     torch.manual_seed(draw(st.integers(0, 2**32)))
-    return options, prompt, history, torch.randn(1, VOCABULARY) * 3
-
-
-def _listed(value):
-    return [value] if isinstance(value, int) else value
+    return options, prompt, history, torch.randn(1, VOCABULARY) * 2
 
 
 @FEW
@@ -113,9 +110,51 @@ def test_any_combination_equals_hugging_faces_chain(situation, beams):
         expected = theirs(*situation, beams=beams)
     except ValueError:  # torch's Categorical, where every token is forbidden
         reject()
-    # Theirs adds infinity to what remove_invalid_values made finite, and has NaN where all is forbidden.
-    assume(not (expected.isnan() | (expected == torch.inf)).any())
+    assume(not expected.isnan().any())  # as it is where every token is forbidden
     torch.testing.assert_close(ours(*situation, keep=keep), expected, atol=1e-6, rtol=1e-6)
+
+
+NEIGHBOURS = [
+    ("min_new_tokens", "forced_bos_token_id", {"min_new_tokens": 2, "forced_bos_token_id": EOS[0]}),
+    ("forced_eos_token_id", "remove_invalid_values", {"forced_eos_token_id": [4], "remove_invalid_values": True}),
+    ("temperature", "top_h", {"temperature": 2.0, "top_h": 0.5}),
+    ("top_h", "top_k", {"temperature": 1.0, "top_h": 0.6, "top_k": 7}),
+    ("top_k", "top_p", {"temperature": 1.0, "top_k": 5, "top_p": 0.8}),
+    ("top_p", "min_p", {"temperature": 1.0, "top_p": 0.8, "min_p": 0.2}),
+    ("min_p", "typical_p", {"temperature": 1.0, "min_p": 0.2, "typical_p": 0.7}),
+    ("typical_p", "epsilon_cutoff", {"temperature": 1.0, "typical_p": 0.7, "epsilon_cutoff": 0.08}),
+    ("epsilon_cutoff", "eta_cutoff", {"temperature": 1.0, "epsilon_cutoff": 0.08, "eta_cutoff": 0.3}),
+    ("eta_cutoff", "renormalize_logits", {"temperature": 1.0, "eta_cutoff": 0.3, "renormalize_logits": True}),
+]
+"""Neighbours whose order matters, and options with which it does; the others give the same either way."""
+
+
+@pytest.mark.parametrize(("first", "second", "options"), NEIGHBOURS)
+def test_neighbours_stand_as_in_hugging_faces_chain_and_the_other_way_round_is_another(
+    monkeypatch, first, second, options
+):
+    situations = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        new = 0 if first == "min_new_tokens" else NEW - 1
+        situations.append((options, [5], torch.randint(VOCABULARY, (1, 1 + new)), torch.randn(1, VOCABULARY) * 2))
+    for situation in situations:
+        torch.testing.assert_close(ours(*situation), theirs(*situation), atol=1e-6, rtol=1e-6)
+    right = [ours(*situation) for situation in situations]
+    rows = list(ORDER)
+    place = [name for name, _ in rows].index(first)
+    assert rows[place + 1][0] == second
+    rows[place : place + 2] = rows[place + 1], rows[place]
+    monkeypatch.setattr(chain, "ORDER", tuple(rows))
+    assert any(not torch.equal(ours(*situation), one) for situation, one in zip(situations, right, strict=True))
+
+
+def test_a_forbidden_end_stays_forbidden_where_hugging_face_makes_it_certain():
+    """remove_invalid_values makes it the least number, and the length penalty adds what that number is large."""
+    options = {"min_new_tokens": 6, "remove_invalid_values": True, "exponential_decay_length_penalty": (0, 1.5)}
+    situation = (options, [5], torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.randn(1, VOCABULARY))
+    assert int(theirs(*situation).argmax()) in EOS
+    assert int(ours(*situation).argmax()) not in EOS
 
 
 def test_what_hugging_face_lacks_stands_beside_what_it_is_akin_to():

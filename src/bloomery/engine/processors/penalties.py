@@ -41,7 +41,11 @@ def presence(penalty: float, prompt: int) -> Processor:
 
 
 def decaying_length(start: int, factor: float, prompt: int, eos_ids: Sequence[int]) -> Processor:
-    """After `start` new tokens the ends of a text gain |logit| (factor ** steps - 1)."""
+    """After `start` new tokens the ends of a text gain |logit| (factor ** steps - 1), except what is forbidden.
+
+    remove_invalid_values makes a forbidden end the least finite number, whose size Hugging Face adds to it, so that it
+    becomes certain.
+    """
     index = torch.tensor(eos_ids)
 
     def process(history: Tensor, logits: Tensor) -> Tensor:
@@ -49,7 +53,8 @@ def decaying_length(start: int, factor: float, prompt: int, eos_ids: Sequence[in
         if steps <= 0:
             return logits
         ends = logits[:, index.to(logits.device)]
-        gain = (ends.abs() * (_power(factor, steps) - 1)).masked_fill(~ends.isfinite(), 0)
+        forbidden = ~ends.isfinite() | (ends == torch.finfo(ends.dtype).min)
+        gain = (ends.abs() * (_power(factor, steps) - 1)).masked_fill(forbidden, 0)
         return logits.index_copy(-1, index.to(logits.device), (ends + gain).clamp(max=CERTAIN))
 
     return process
