@@ -118,13 +118,13 @@ def test_streams_that_are_open_at_once_do_not_take_each_others_text(llm):
 
 
 def test_a_closed_stream_frees_its_blocks(llm):
-    before = sorted(llm.engine.scheduler.free)
+    before = sorted(llm.engine.scheduler.pool.free)
     stream = llm.stream(prompts(llm)[:5], GREEDY)
     next(stream)
     assert not llm.engine.idle
     stream.close()
     assert llm.engine.idle
-    assert sorted(llm.engine.scheduler.free) == before
+    assert sorted(llm.engine.scheduler.pool.free) == before
 
 
 def eos_after(folder, tmp_path, eos_ids):

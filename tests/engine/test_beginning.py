@@ -60,8 +60,8 @@ def test_positions_of_the_beginning_are_counted() -> None:
     house = Scheduler(blocks=2, block=16, max_running=1, max_step_tokens=64, first=10)
     request = Request(Sampling(list(range(20)), SamplingParams(max_new_tokens=3)))  # 10 + 20 + 2 = 32 positions
     house.add(request)
-    work, fresh = house.schedule()
-    assert (work[0].start, work[0].blocks, fresh) == (10, (0, 1), [0, 1])
+    step = house.schedule()
+    assert (step.work[0].start, step.work[0].blocks, step.fresh) == (10, (0, 1), [0, 1])
     with pytest.raises(UsageError, match="33 positions"):
         house.add(Request(Sampling(list(range(20)), SamplingParams(max_new_tokens=4))))
 

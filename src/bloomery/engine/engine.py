@@ -5,7 +5,7 @@ from time import perf_counter
 
 from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
-from bloomery.engine.scheduler import Scheduler
+from bloomery.engine.scheduler import Scheduler, Work
 from bloomery.errors import BloomeryError
 from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
@@ -29,8 +29,10 @@ class Engine:
 
     Args:
         max_seq_len: positions of one request, those of the beginning included, at most the model's.
-        max_batch_size: requests that run at once; more wait in order.
+        max_batch_size: sequences that run at once; requests beyond them wait in order.
         max_step_tokens: most tokens of one step: longer prompts run in chunks.
+        blocks: of keys and values; None: as many as `max_batch_size` sequences of `max_seq_len` can need. With fewer,
+            the request that came last gives way when they run out, and is computed again.
         beginning: what stands before the tokens of every request, which know nothing of it.
     """
 
@@ -41,9 +43,10 @@ class Engine:
         max_seq_len: int,
         max_batch_size: int,
         max_step_tokens: int = MAX_STEP_TOKENS,
+        blocks: int | None = None,
         beginning: Beginning | None = None,
     ) -> None:
-        blocks = max_batch_size * -(-max_seq_len // BLOCK)
+        blocks = blocks or max_batch_size * -(-max_seq_len // BLOCK)
         cache = KVCache(decoder.config, blocks, kv_dtype(decoder.dtype, decoder.device), decoder.device)
         self.runner = Runner(decoder, cache)
         self.beginning = beginning
@@ -72,36 +75,59 @@ class Engine:
     def step(self) -> list[Update]:
         """Schedule, run, hand out the results."""
         began = perf_counter()
-        work, fresh = self.scheduler.schedule()
-        if not work:
+        step = self.scheduler.schedule()
+        if not step.work:
             return []
-        for piece in work:
+        self.runner.cache.clear(step.fresh)
+        self.runner.cache.copy(step.copies)
+        for piece in step.work:
             piece.request.started = piece.request.started or began
-        self.runner.cache.clear(fresh)
-        if self.beginning is not None:
-            for piece in work:
-                if piece.start == self.beginning.length:  # a request's first piece
-                    self.runner.cache.begin(piece.blocks, self.beginning)
-        updates = [update for result in self.runner.run(work) if (update := self._accept(result))]
-        for update in updates:
-            if update.finish:
-                self._finish(update.request)
-        if all(len(piece.row.ids) == 1 == piece.row.wanted for piece in work):
+            if self.beginning is not None and piece.start == self.beginning.length:  # a sequence's first piece
+                self.runner.cache.begin(piece.blocks, self.beginning)
+        failed: dict[Request, BloomeryError] = {}
+        for result in self.runner.run(step.work):
+            self._accept(result, failed)
+        updates = [update for request in _each(step.work) for update in self._decide(request, failed.get(request))]
+        if all(len(piece.row.ids) == 1 == piece.row.wanted for piece in step.work):
             self.decoding.steps += 1
             self.decoding.tokens += sum(len(update.tokens) for update in updates)
             self.decoding.seconds += perf_counter() - began
         return updates
 
-    def _accept(self, result: Result) -> Update | None:
+    def _accept(self, result: Result, failed: dict[Request, BloomeryError]) -> None:
         request = result.work.request
+        if request in failed:
+            return
         try:
-            outcome = request.strategy.accept(result.logits, result.hidden)
+            request.strategy.accept(result.work.index, result.logits, result.hidden)
         except BloomeryError as error:  # ends this request; the others go on
-            return Update(request, (), "error", error)
-        if outcome.tokens and request.first_token is None:
+            failed[request] = error
+
+    def _decide(self, request: Request, error: BloomeryError | None) -> list[Update]:
+        """What a request has to say, once all its rows have been run."""
+        if error is not None:
+            self._finish(request)
+            return [Update(request, (), "error", error, last=True)]
+        if any(slot.pending for slot in request.slots):
+            return []
+        decision = request.strategy.decide()
+        if request.first_token is None and any(said.tokens for said in decision.said):
             request.first_token = perf_counter()
-        return Update(request, outcome.tokens, outcome.finish) if outcome.tokens or outcome.finish else None
+        if decision.done:
+            self._finish(request)
+        else:
+            self.scheduler.follow(request, decision)
+        last = len(decision.said) - 1 if decision.done else None
+        return [
+            Update(request, said.tokens, said.finish, choice=said.choice, last=n == last)
+            for n, said in enumerate(decision.said)
+        ]
 
     def _finish(self, request: Request) -> None:
         request.finished = perf_counter()
         self.scheduler.release(request)
+
+
+def _each(work: list[Work]) -> list[Request]:
+    """The requests of a step, in the order of their work."""
+    return list(dict.fromkeys(piece.request for piece in work))

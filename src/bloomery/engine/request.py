@@ -17,15 +17,28 @@ class Timings:
 
 
 @dataclass(eq=False)
+class Slot:
+    """A row of the block table: one sequence of a request, the blocks that keep it, and what is left to run of it."""
+
+    ids: list[int] = field(default_factory=list)
+    """Tokens that have been run, all of which the blocks keep."""
+    length: int = 0
+    """Positions that are filled: those of the tokens, and of what stands before them."""
+    blocks: list[int] = field(default_factory=list)
+    wished: list[int] = field(default_factory=list)
+    pending: Row | None = None
+
+
+@dataclass(eq=False)
 class Request:
-    """A strategy and its place in the engine."""
+    """A strategy, and the slots of its sequences while it runs."""
 
     strategy: Strategy
     arrived: float = field(default_factory=perf_counter)
     started: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    slot: "Slot | None" = None
+    slots: list[Slot] = field(default_factory=list)
 
     @property
     def timings(self) -> Timings:
@@ -34,20 +47,13 @@ class Request:
         return Timings(started - self.arrived, first - self.arrived, end - self.arrived)
 
 
-@dataclass
-class Slot:
-    """A running request's row of the block table: its blocks, how many positions are filled, what is left to run."""
-
-    blocks: tuple[int, ...]
-    length: int = 0
-    pending: Row | None = None
-
-
 @dataclass(frozen=True)
 class Update:
-    """What one step meant for one request."""
+    """What one step meant for one text of a request. `last`: the request has ended with it."""
 
     request: Request
     tokens: tuple[Token, ...]
     finish: FinishReason | None
     error: BloomeryError | None = None
+    choice: int = 0
+    last: bool = False

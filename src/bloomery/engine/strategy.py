@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 class Row(NamedTuple):
-    """What a strategy wants run: `ids` continue its sequence; it wants to see the last `wanted` of them."""
+    """What a strategy wants run: `ids` continue a sequence; it wants to see the last `wanted` of them."""
 
     ids: list[int]
     wanted: int
@@ -36,11 +36,30 @@ class Token(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Outcome(NamedTuple):
-    """What a strategy makes of the results it was given."""
+class Said(NamedTuple):
+    """What a step adds to one text of a request."""
 
     tokens: tuple[Token, ...] = ()
     finish: FinishReason | None = None
+    choice: int = 0
+
+
+class Decision(NamedTuple):
+    """What a strategy makes of the results it was given.
+
+    `said` for the texts; `done`: the request has ended. `back`: positions that each sequence takes back, as if they had
+    not been run. `keep`: the parents of the sequences from now on, None where all go on as they are: (0, 0, 2) is two
+    that go on from sequence 0 and one from 2, and the end of 1.
+    """
+
+    said: tuple[Said, ...] = ()
+    done: bool = False
+    back: tuple[int, ...] = ()
+    keep: tuple[int, ...] | None = None
+
+
+ENDED = Decision((Said(finish="stop"),), done=True)
+"""Of a strategy that wants nothing more."""
 
 
 class Matcher(Protocol):
@@ -52,19 +71,30 @@ class Matcher(Protocol):
 
 
 class Strategy(Protocol):
-    """One request's way of generating."""
+    """One request's way of generating, in one sequence or several."""
+
+    @property
+    def seats(self) -> int:
+        """The most sequences that it will ever have at once."""
+        ...
 
     @property
     def positions(self) -> int:
-        """The most positions its sequence will ever keep: what must fit before it may start."""
+        """The most positions that one of its sequences will ever keep."""
         ...
 
-    def row(self) -> Row:
-        """What to run next. Asked once; the scheduler may run it in pieces."""
+    def rows(self) -> list[Row]:
+        """What to run next, one row for each of its sequences; the first time they say how many there are. A row
+        without ids runs nothing. Asked once; the scheduler may run them in pieces."""
         ...
 
-    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
-        """Wanted positions of the current row, in order, perhaps in several calls: (W, V) fp32 and (W, E)."""
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
+        """Wanted positions of a sequence's row, in order, perhaps in several calls: (W, V) fp32 and (W, E). What is
+        needed of them is taken now: they are gone afterwards."""
+        ...
+
+    def decide(self) -> Decision:
+        """All rows have been run."""
         ...
 
 
@@ -82,6 +112,7 @@ class Sampling:
     matcher: Matcher | None = None
     generated: list[int] = field(default_factory=list)
     clock: Callable[[], float] = perf_counter  # what max_time is measured on, in seconds
+    last: Token = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.seed = fresh_seed() if self.params.seed is None else self.params.seed
@@ -91,15 +122,19 @@ class Sampling:
         self.began: float | None = None
 
     @property
+    def seats(self) -> int:
+        return 1
+
+    @property
     def positions(self) -> int:
         return len(self.prompt) + self.most - 1  # the last token is never run
 
-    def row(self) -> Row:
+    def rows(self) -> list[Row]:
         if self.began is None and self.params.max_time is not None:
             self.began = self.clock()
-        return Row(self.generated[-1:] or self.prompt, wanted=1)
+        return [Row(self.generated[-1:] or self.prompt, wanted=1)]
 
-    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
         assert logits is not None
         raw = logits[-1]
         # A NaN is the maximum of anything.
@@ -108,9 +143,12 @@ class Sampling:
                 f"the model gave logits that are not finite at generated token {len(self.generated)}: "
                 "try dtype float32, and 'bloomery verify' on the checkpoint"
             )
-        token = self._token(raw, self._choose(raw))
-        self.generated.append(token.id)
-        return Outcome((token,), self._finish(token.id))
+        self.last = self._token(raw, self._choose(raw))
+        self.generated.append(self.last.id)
+
+    def decide(self) -> Decision:
+        finish = self._finish(self.last.id)
+        return Decision((Said((self.last,), finish),), done=finish is not None)
 
     def _choose(self, logits: Tensor) -> int:
         if self.processors:
@@ -179,19 +217,25 @@ class Scoring:
     greedy: bool = True  # whether every scored token was the likeliest
 
     @property
+    def seats(self) -> int:
+        return 1
+
+    @property
     def positions(self) -> int:
         return len(self.ids) - 1
 
-    def row(self) -> Row:
-        return Row(self.ids[:-1], wanted=self.scored)
+    def rows(self) -> list[Row]:
+        return [Row(self.ids[:-1], wanted=self.scored)]
 
-    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
         assert logits is not None
         first = len(self.ids) - self.scored + len(self.logprobs)
         targets = torch.tensor(self.ids[first : first + len(logits)], device=logits.device)
         self.logprobs += logits.log_softmax(-1).gather(-1, targets[:, None]).flatten().tolist()
         self.greedy = self.greedy and bool((logits.argmax(-1) == targets).all())
-        return Outcome(finish="stop" if len(self.logprobs) == self.scored else None)
+
+    def decide(self) -> Decision:
+        return ENDED
 
 
 @dataclass
@@ -203,13 +247,18 @@ class Forward:
     collected: list[Tensor] = field(default_factory=list)
 
     @property
+    def seats(self) -> int:
+        return 1
+
+    @property
     def positions(self) -> int:
         return len(self.ids)
 
-    def row(self) -> Row:
-        return Row(self.ids, wanted=len(self.ids), head=self.head)
+    def rows(self) -> list[Row]:
+        return [Row(self.ids, wanted=len(self.ids), head=self.head)]
 
-    def accept(self, logits: Tensor | None, hidden: Tensor) -> Outcome:
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
         self.collected.append((hidden if logits is None else logits).clone())
-        done = sum(len(part) for part in self.collected) == len(self.ids)
-        return Outcome(finish="stop" if done else None)
+
+    def decide(self) -> Decision:
+        return ENDED

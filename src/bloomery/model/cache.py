@@ -59,6 +59,13 @@ class KVCache:
             self.keys.index_fill_(1, index, 0)
             self.values.index_fill_(1, index, 0)
 
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks: (from, to) each."""
+        if pairs:
+            source, to = torch.tensor(pairs, device=self.keys.device).T
+            self.keys.index_copy_(1, to, self.keys[:, source])
+            self.values.index_copy_(1, to, self.values[:, source])
+
     def begin(self, blocks: tuple[int, ...], beginning: Beginning) -> None:
         """Write a sequence's first positions, which have been computed before."""
         places = torch.tensor(_places(blocks, 0, beginning.length), device=self.keys.device)

@@ -1,0 +1,118 @@
+"""Blocks that run out, are shared and taken back change no token and no logit."""
+
+import pytest
+import torch
+
+from bloomery import SamplingParams
+from bloomery.engine.engine import Engine
+from bloomery.engine.request import Request
+from bloomery.engine.strategy import Decision, Row, Sampling
+from bloomery.model.decoder import Decoder
+from conftest import Tiny
+from drive import TOLERANCE, load, uncached_logits
+
+
+def run(engine: Engine, requests: list[Request]) -> None:
+    for request in requests:
+        engine.add(request)
+    for _ in range(1000):
+        if engine.idle:
+            return
+        engine.step()
+    raise AssertionError("it never ends")
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(4, 90, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_preempted_equals_undisturbed(bloom: Tiny, temperature: float) -> None:
+    decoder = load(bloom.path)
+    params = SamplingParams(max_new_tokens=40, temperature=temperature, ignore_eos=True, seed=5)
+    prompts = [prompt_of(length, length) for length in (60, 50, 100, 3)]
+
+    def tokens(blocks: int | None, seats: int) -> tuple[list[list[int]], int]:
+        engine = Engine(decoder, max_seq_len=192, max_batch_size=seats, max_step_tokens=48, blocks=blocks)
+        strategies = [Sampling(prompt, params) for prompt in prompts]
+        run(engine, [Request(strategy) for strategy in strategies])
+        assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))
+        return [strategy.generated for strategy in strategies], engine.scheduler.preempted
+
+    alone, _ = tokens(None, 1)
+    together, preempted = tokens(4, 4)
+    assert preempted > 0
+    assert together == alone
+
+
+Step = tuple[tuple[int, ...], list[list[int]], tuple[int, ...]]
+
+
+class Branching:
+    """Runs given tokens and keeps the logits: a prompt, then tokens of several sequences, step by step."""
+
+    positions = 192
+
+    def __init__(
+        self, prompt: list[int], steps: list[tuple[tuple[int, ...], list[list[int]], tuple[int, ...]]]
+    ) -> None:
+        """Of each step: the parents, what each sequence runs then, and how much of it is taken back."""
+        self.sequences, self.new, self.back = [list(prompt)], [list(prompt)], (0,)
+        self.steps, self.seen = list(steps), [torch.empty(0)]
+        self.seats = max([1, *(len(parents) for parents, _, _ in steps)])
+        self.checked: list[tuple[list[int], torch.Tensor]] = []
+
+    def rows(self) -> list[Row]:
+        self.seen = [torch.empty(0)] * len(self.new)
+        return [Row(list(new), wanted=len(new)) for new in self.new]
+
+    def accept(self, index: int, logits: torch.Tensor | None, hidden: torch.Tensor) -> None:
+        assert logits is not None
+        self.seen[index] = torch.cat([self.seen[index].reshape(-1, logits.shape[-1]), logits])
+
+    def decide(self) -> Decision:
+        self.checked += [(list(ids), seen) for ids, seen in zip(self.sequences, self.seen, strict=True)]
+        self.sequences = [ids[: len(ids) - n] for ids, n in zip(self.sequences, self.back, strict=True)]
+        if not self.steps:
+            return Decision(done=True)
+        back = self.back
+        parents, self.new, self.back = self.steps.pop(0)
+        self.sequences = [self.sequences[p] + new for p, new in zip(parents, self.new, strict=True)]
+        return Decision(back=back, keep=parents)
+
+
+def expect_alone(decoder: Decoder, strategy: Branching) -> None:
+    """All logits that were seen are those of the same tokens alone."""
+    for ids, logits in strategy.checked:
+        expected = uncached_logits(decoder, [ids])[0, len(ids) - len(logits) :]
+        torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+STEPS = [
+    ((0, 0, 0), [[5], [6], [7]], (0, 0, 0)),
+    ((2, 0, 2), [[8], [9], [10]], (0, 0, 0)),
+    ((0, 1), [prompt_of(70, 1), [11, 12, 13]], (3, 2)),  # a long row beside a short one; some of both is taken back
+    ((0, 0, 1), [[14, 15], [16], [17]], (0, 0, 0)),
+    ((2,), [[18]], (0,)),
+]
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 100])
+def test_branches_equal_each_alone(bloom: Tiny, length: int) -> None:
+    decoder = load(bloom.path)
+    engine = Engine(decoder, max_seq_len=192, max_batch_size=3, max_step_tokens=50)
+    strategy = Branching(prompt_of(length), STEPS)
+    run(engine, [Request(strategy)])
+    assert len(strategy.checked) == 1 + sum(len(parents) for parents, _, _ in STEPS)
+    expect_alone(decoder, strategy)
+    assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))
+
+
+def test_branches_that_are_preempted_equal_each_alone(bloom: Tiny) -> None:
+    decoder = load(bloom.path)
+    engine = Engine(decoder, max_seq_len=192, max_batch_size=8, max_step_tokens=50, blocks=9)
+    strategies = [Branching(prompt_of(length, length), STEPS) for length in (62, 100, 40)]
+    run(engine, [Request(strategy) for strategy in strategies])
+    assert engine.scheduler.preempted > 0
+    for strategy in strategies:
+        expect_alone(decoder, strategy)
