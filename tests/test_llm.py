@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bloomery import LLM, BloomeryError, CheckpointError, SamplingParams, UsageError
 from bloomery.engine.request import Request
-from bloomery.engine.strategy import Sampling
+from bloomery.engine.strategies.sampling import Sampling
 from talker import EOS, build_talker
 
 LENGTHS = (5, 70, 3, 1, 300, 64, 65)
@@ -404,7 +404,8 @@ OPTIONS = [
     {"sequence_bias": {(7,): 3.0, (100, 101): -4.0, (60,): 5.0}, "repetition_penalty": 2.0},
     {"suppress_tokens": list(range(300, 500)), "begin_suppress_tokens": list(range(100))},
     {"min_length": 20, "forced_eos_token_id": 9, "bad_words_ids": [[5, 6], [40]]},
-    {"min_new_tokens": 12, "exponential_decay_length_penalty": (3, 1.3), "remove_invalid_values": True},
+    {"min_new_tokens": 12, "exponential_decay_length_penalty": (14, 1.3)},
+    {"exponential_decay_length_penalty": (3, 1.3), "remove_invalid_values": True},
     {"no_repeat_ngram_size": 1, "renormalize_logits": True},
 ]
 
@@ -471,8 +472,7 @@ def test_max_time_ends_a_text_by_its_own_clock(llm):
     seconds = iter(range(0, 1000, 2))
     strategy = Sampling([5, 6, 7], SamplingParams(max_time=5, ignore_eos=True), clock=lambda: next(seconds))
     llm._run([Request(strategy)])
-    assert len(strategy.generated) == 3  # after 2, 4 and 6 seconds
-    assert strategy.history is None  # nothing asks for one
+    assert len(strategy.texts[0].continuation) == 3  # after 2, 4 and 6 seconds
     assert llm.generate([5, 6, 7], SamplingParams(max_time=1e-9))[0].finish_reason == "length"
 
 

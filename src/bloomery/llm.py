@@ -1,12 +1,12 @@
 """LLM: text in, text out, on top of checkpoint and engine. Knows no command line and no server."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,16 +16,18 @@ from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.random import random_folder, refuse_without_memory
 from bloomery.checkpoint.tokenizer import open_tokenizer
-from bloomery.completion import Completion, Piece, Score
+from bloomery.completion import Completion, Piece, Score, completed
 from bloomery.devices import pick_device, pick_dtype
 from bloomery.engine.engine import DecodeClock, Engine
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
-from bloomery.engine.strategy import FinishReason, Forward, Sampling, Scoring, Token
+from bloomery.engine.strategies.build import Generating, build_strategy
+from bloomery.engine.strategies.scoring import Forward, Scoring
+from bloomery.engine.strategy import Token
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
-from bloomery.text.prompt import Prompt, PromptReader, Truncate
+from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
 from bloomery.text.words import word_ids
 
@@ -35,10 +37,9 @@ class _Job:
     """One prompt on its way."""
 
     index: int
-    strategy: Sampling
+    strategy: Generating
     request: Request
-    text: TextStream
-    tokens: list[Token] = field(default_factory=list)
+    tokens: dict[int, list[Token]] = field(default_factory=dict)  # of each of its texts
 
 
 class LLM:
@@ -113,7 +114,8 @@ class LLM:
         *,
         truncate: Truncate | None = None,
     ) -> list[Completion]:
-        """Complete every prompt; answers in the order of the prompts.
+        """Complete every prompt; answers in the order of the prompts, several of one next to each other, the best first
+        where they were ranked.
 
         Args:
             prompts: texts or lists of token ids, or one of them.
@@ -124,11 +126,11 @@ class LLM:
             UsageError: a prompt is empty, or too long for the context; an option cannot be met by this model, or behind
                 this prompt.
         """
-        done: dict[int, Completion] = {}
+        done: dict[tuple[int, int], Completion] = {}
         for piece in self.stream(prompts, params, truncate=truncate):
             if piece.completion is not None:
-                done[piece.index] = piece.completion
-        return [done[index] for index in sorted(done)]
+                done[piece.index, piece.choice] = piece.completion
+        return [done[place] for place in sorted(done)]
 
     def stream(
         self,
@@ -142,7 +144,7 @@ class LLM:
         Every prompt is checked before the first one runs.
         """
         params = self._in_ids(params or SamplingParams())
-        jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(_as_list(prompts))]
+        jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(as_list(prompts))]
         return self._pieces(jobs)
 
     def score(self, texts: Prompt | Sequence[Prompt | tuple[Prompt, Prompt]]) -> list[Score]:
@@ -155,7 +157,7 @@ class LLM:
         Raises:
             UsageError: nothing to score, or longer than the context.
         """
-        strategies = [Scoring(*self.prompts.to_score(text)) for text in _as_list(texts)]
+        strategies = [Scoring(*self.prompts.to_score(text)) for text in as_list(texts)]
         self._run([Request(strategy) for strategy in strategies])
         return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
 
@@ -203,8 +205,8 @@ class LLM:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
         text = TextStream(decode, params.stop_strings)
-        strategy = Sampling(ids, params, self.folder.eos_ids, text)
-        return _Job(index, strategy, Request(strategy), text)
+        strategy = build_strategy(ids, params, self.folder.eos_ids, text)
+        return _Job(index, strategy, Request(strategy))
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
         strategy = Forward(self.prompts.whole(ids), head)
@@ -214,11 +216,13 @@ class LLM:
     def _pieces(self, jobs: list[_Job]) -> Iterator[Piece]:
         by_request = {id(job.request): job for job in jobs}
         for update in self._updates([job.request for job in jobs]):
-            job = by_request[id(update.request)]
-            job.tokens += update.tokens
-            text = job.text.take() + (job.text.finish() if update.finish else "")
-            completion = _completion(job, update.finish) if update.finish else None
-            yield Piece(job.index, text, tuple(token.id for token in update.tokens), completion)
+            job, said = by_request[id(update.request)], update.said
+            job.tokens.setdefault(said.choice, []).extend(said.tokens)
+            text = cast(TextStream, said.matcher)
+            new = text.take() + (text.finish() if said.finish else "")
+            tokens, rules = job.tokens[said.choice], job.strategy.rules
+            completion = completed(rules, said, tokens, text.text, job.request.timings) if said.finish else None
+            yield Piece(job.index, said.choice, new, tuple(token.id for token in said.tokens), completion)
 
     def _run(self, requests: list[Request]) -> None:
         for _ in self._updates(requests):
@@ -295,25 +299,3 @@ def _checked(update: Update) -> Update:
     if update.error is not None:
         raise update.error
     return update
-
-
-def _completion(job: _Job, finish: FinishReason) -> Completion:
-    return Completion(
-        prompt_ids=tuple(job.strategy.prompt),
-        text=job.text.text,
-        token_ids=tuple(token.id for token in job.tokens),
-        finish_reason=finish,
-        logprobs=tuple(job.tokens) if job.strategy.params.logprobs is not None else None,
-        timings=job.request.timings,
-        seed=job.strategy.seed,
-    )
-
-
-def _as_list(prompts: Any) -> list[Any]:
-    """One prompt or many: a text and a list of ids are one, also where numpy or torch hold the ids."""
-    if isinstance(prompts, str | bytes):
-        return [prompts]
-    if not isinstance(prompts, Iterable):
-        raise UsageError(f"{prompts!r} is no prompt: give a text, a list of token ids, or a list of these")
-    items = list(prompts)
-    return [items] if items and (isinstance(items[0], int) or getattr(items[0], "ndim", None) == 0) else items

@@ -125,8 +125,8 @@ def _app(options: type[VerbOptions], name: str, summary: str, positional: str, r
             negative=(),
             show_env_var=False,
             env_var_split=_unsplit,
-            # Elsewhere an entry may be a text for a model, such as the stop string [1].
-            converter=_convert_lists if positional == "recipe" else _convert,
+            # Elsewhere an entry that is a text may be one for a model, such as the stop string [1].
+            converter=_convert_lists if positional == "recipe" else _convert_numbers,
             json_list=False,
         ),
         config=[
@@ -160,6 +160,11 @@ def _convert(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
             if token.value.partition(".")[2].strip("0"):
                 raise ValueError  # cyclopts says where the value comes from, and that it is no int
     return cyclopts.convert(kind, tokens)
+
+
+def _convert_numbers(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """The same, but a list of numbers may be written as a TOML array."""
+    return (_convert if str in get_args(kind) else _convert_lists)(kind, tokens)
 
 
 def _convert_lists(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:

@@ -118,7 +118,7 @@ def test_the_printed_config_is_a_recipe_that_means_the_same(capsys, folder, tmp_
 LISTS = {
     "logit_bias": (["--logit-bias", "15=2.5", "--logit-bias", "7=-100"], ["15=2.5", "7=-100.0"]),
     "sequence_bias": (['--sequence-bias=["1,2=-5", "3=1e-3"]'], ["1,2=-5.0", "3=0.001"]),
-    "bad_words": (["--bad-words", "cat", "--bad-words", "a b"], ["cat", "a b"]),
+    "bad_words": (["--bad-words", "[a, b]"], ["[a, b]"]),  # a text, which may be any
     "bad_words_ids": (["--bad-words-ids", "1, 2"], ["1,2"]),
     "suppress_tokens": (["--suppress-tokens", "[5, 6]"], [5, 6]),
     "begin_suppress_tokens": (["--begin-suppress-tokens", "5", "--begin-suppress-tokens", "6"], [5, 6]),
@@ -136,7 +136,7 @@ def test_lists_and_biases_mean_the_same_on_the_command_line_in_a_recipe_and_in_t
     assert tomllib.loads(printed)[name] == meant
     (tmp_path / "printed.toml").write_text(printed)
     assert run(capsys, "generate", "--recipe", str(tmp_path / "printed.toml"), "--print-config")[1] == printed
-    monkeypatch.setenv(f"BLOOMERY_{name.upper()}", json.dumps(meant))
+    monkeypatch.setenv(f"BLOOMERY_{name.upper()}", meant[0] if name == "bad_words" else json.dumps(meant))
     assert run(capsys, "generate", "x", "--print-config")[1] == printed
 
 

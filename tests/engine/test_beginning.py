@@ -7,7 +7,8 @@ from bloomery import SamplingParams, UsageError
 from bloomery.engine.engine import Engine
 from bloomery.engine.request import Request
 from bloomery.engine.scheduler import Scheduler
-from bloomery.engine.strategy import Forward, Sampling
+from bloomery.engine.strategies.sampling import Sampling
+from bloomery.engine.strategies.scoring import Forward
 from bloomery.model.cache import Beginning, KVCache
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK

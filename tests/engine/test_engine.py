@@ -6,7 +6,8 @@ import torch
 from bloomery import SamplingParams
 from bloomery.engine.engine import Engine
 from bloomery.engine.request import Request
-from bloomery.engine.strategy import Decision, Row, Sampling
+from bloomery.engine.strategies.sampling import Sampling
+from bloomery.engine.strategy import Decision, Row, Token
 from bloomery.model.decoder import Decoder
 from conftest import Tiny
 from drive import TOLERANCE, load, uncached_logits
@@ -35,12 +36,12 @@ def test_preempted_equals_undisturbed(bloom: Tiny, temperature: float) -> None:
     params = SamplingParams(max_new_tokens=40, temperature=temperature, ignore_eos=True, seed=5)
     prompts = [prompt_of(length, length) for length in (60, 50, 100, 3)]
 
-    def tokens(blocks: int | None, seats: int) -> tuple[list[list[int]], int]:
+    def tokens(blocks: int | None, seats: int) -> tuple[list[list[Token]], int]:
         engine = Engine(decoder, max_seq_len=192, max_batch_size=seats, max_step_tokens=48, blocks=blocks)
         strategies = [Sampling(prompt, params) for prompt in prompts]
         run(engine, [Request(strategy) for strategy in strategies])
         assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))
-        return [strategy.generated for strategy in strategies], engine.scheduler.preempted
+        return [strategy.texts[0].continuation.tokens for strategy in strategies], engine.scheduler.preempted
 
     alone, _ = tokens(None, 1)
     together, preempted = tokens(4, 4)

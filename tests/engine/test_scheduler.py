@@ -5,7 +5,9 @@ import pytest
 from bloomery import SamplingParams, UsageError
 from bloomery.engine.request import Request
 from bloomery.engine.scheduler import Scheduler
-from bloomery.engine.strategy import Decision, Row, Sampling, Scoring
+from bloomery.engine.strategies.sampling import Sampling
+from bloomery.engine.strategies.scoring import Scoring
+from bloomery.engine.strategy import Decision, Row, Token
 
 
 def request(prompt, new=10):
@@ -20,7 +22,7 @@ def decoded(work):
     """Play the engine: every strategy that was given its wanted position emits a token."""
     for piece in work:
         if piece.row.wanted:
-            piece.request.strategy.generated.append(0)
+            piece.request.strategy.texts[0].continuation.tokens.append(Token(0))
 
 
 def blocks_of(one):
@@ -218,7 +220,7 @@ def test_what_is_taken_back_is_run_again_in_the_same_place():
     house.follow(one, Decision(back=(3,)))
     (slot,) = one.slots
     assert (slot.length, slot.ids) == (7, list(range(7)))
-    one.strategy.generated.append(9)
+    one.strategy.texts[0].continuation.tokens.append(Token(9))
     assert house.schedule().work[0].start == 7
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from bloomery.engine.strategy import inverse_cdf
+from bloomery.ops.draw import inverse_cdf
 from bloomery.ops.random import uniform
 
 

@@ -32,7 +32,7 @@ def run(options: GenerateOptions) -> int:
         device=options.device,
         max_seq_len=options.max_seq_len,
         # Seats that nobody will take would reserve memory for nothing.
-        max_batch_size=min(options.max_batch_size, len(prompts)),
+        max_batch_size=min(options.max_batch_size, len(prompts) * options.sampling.sequences),
         revision=options.revision,
         offline=options.offline,
         token=options.token,
@@ -86,11 +86,12 @@ def _as_ids(prompt: str) -> list[int]:
 
 
 class _Output:
-    """What goes to stdout: the first prompt's text as it comes, then the second's, and so on."""
+    """What goes to stdout: the first text as it comes, then the second, and so on; those of one prompt together."""
 
-    def __init__(self, options: GenerateOptions, count: int) -> None:
+    def __init__(self, options: GenerateOptions, prompts: int) -> None:
         self.options = options
-        self.held: list[list[Piece]] = [[] for _ in range(count)]
+        self.texts = options.sampling.num_return_sequences  # of each prompt
+        self.held: list[list[Piece]] = [[] for _ in range(prompts * self.texts)]
         self.current = 0
         self.completions: list[Completion] = []
         self.tokens = 0
@@ -99,12 +100,12 @@ class _Output:
         self.tokens += len(piece.token_ids)
         if piece.completion is not None:
             self.completions.append(piece.completion)
-        self.held[piece.index].append(piece)
+        self.held[piece.index * self.texts + piece.choice].append(piece)
         while self.current < len(self.held) and self._advance():
             self.current += 1
 
     def flush(self) -> None:
-        """Show what there is of every prompt: no more will come."""
+        """Show what there is of every text: no more will come."""
         for held in self.held[self.current :]:
             if self.options.json and held:
                 done = held[-1].completion
@@ -115,7 +116,7 @@ class _Output:
         sys.stdout.flush()
 
     def _advance(self) -> bool:
-        """Show what the current prompt has; True when it is complete."""
+        """Show what the current text has; True when it is complete."""
         held = self.held[self.current]
         done = held[-1].completion if held else None
         if self.options.json:

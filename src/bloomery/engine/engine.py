@@ -6,6 +6,7 @@ from time import perf_counter
 from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
 from bloomery.engine.scheduler import Scheduler, Work
+from bloomery.engine.strategy import Said
 from bloomery.errors import BloomeryError
 from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
@@ -90,7 +91,7 @@ class Engine:
         updates = [update for request in _each(step.work) for update in self._decide(request, failed.get(request))]
         if all(len(piece.row.ids) == 1 == piece.row.wanted for piece in step.work):
             self.decoding.steps += 1
-            self.decoding.tokens += sum(len(update.tokens) for update in updates)
+            self.decoding.tokens += sum(len(update.said.tokens) for update in updates)
             self.decoding.seconds += perf_counter() - began
         return updates
 
@@ -107,7 +108,7 @@ class Engine:
         """What a request has to say, once all its rows have been run."""
         if error is not None:
             self._finish(request)
-            return [Update(request, (), "error", error, last=True)]
+            return [Update(request, Said(finish="error"), error)]
         if any(slot.pending for slot in request.slots):
             return []
         decision = request.strategy.decide()
@@ -117,11 +118,7 @@ class Engine:
             self._finish(request)
         else:
             self.scheduler.follow(request, decision)
-        last = len(decision.said) - 1 if decision.done else None
-        return [
-            Update(request, said.tokens, said.finish, choice=said.choice, last=n == last)
-            for n, said in enumerate(decision.said)
-        ]
+        return [Update(request, said) for said in decision.said]
 
     def _finish(self, request: Request) -> None:
         request.finished = perf_counter()

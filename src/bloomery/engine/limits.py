@@ -52,6 +52,9 @@ WHOLE = {
     "forced_bos_token_id": _from(0, "a token's id is 0 or more"),
     "seed": Limit(0, 2**64 - 1, "[]", "give a whole number from 0 to 2^64 - 1"),
     "logprobs": _from(0, "give 0 or more"),
+    "num_return_sequences": _from(1, "ask for at least 1 text"),
+    "best_of": _from(1),
+    "num_beams": _from(1, "give at least 1; 1 is no search"),
 }
 REAL = {
     "top_h": _within("(]", 0, 1),
@@ -64,13 +67,16 @@ REAL = {
     "encoder_repetition_penalty": _POSITIVE,
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
+    "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
 TEXTS = ("stop_strings", "bad_words")
 IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 FLAGS = ("ignore_eos", "remove_invalid_values", "renormalize_logits")
-REQUIRED = ("min_new_tokens", "temperature")
+REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty")
 """Numbers that are never unset."""
+ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
+"""Options of a beam search only, and their defaults."""
 ONLY_SAMPLING = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Options that never take the likeliest token away, and so do nothing where that one is taken."""
 
@@ -92,6 +98,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = _id_list(name, values[name])
     for name in FLAGS:
         _check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
+    early = values["early_stopping"]
+    _check(isinstance(early, bool) or early == "never", f"early_stopping is {early!r}: give True, False or never")
     values["bad_words_ids"] = spell_sequences("bad_words_ids", values["bad_words_ids"])
     values["sequence_bias"] = spell_biases("sequence_bias", values["sequence_bias"], single=False)
     values["logit_bias"] = spell_biases("logit_bias", values["logit_bias"], single=True)
@@ -148,6 +156,29 @@ def check_together(values: Mapping[str, Any]) -> None:
         "exponential_decay_length_penalty makes a text end, and ignore_eos goes on past its end: drop one of them",
     )
     _check_forced(values)
+    _check_several(values)
+
+
+def _check_several(values: Mapping[str, Any]) -> None:
+    """Numbers of texts and of beams."""
+    beams, texts, best_of = (values[name] for name in ("num_beams", "num_return_sequences", "best_of"))
+    if beams == 1:
+        idle = [name for name, default in ONLY_BEAMS.items() if values[name] != default]
+        _check(not idle, f"{' and '.join(idle)} would have no effect without beams: set num_beams, or leave it out")
+        _check(
+            values["temperature"] > 0 or max(texts, best_of or 1) == 1,
+            f"greedy has one text, and {'best_of' if best_of else 'num_return_sequences'} asks for "
+            f"{max(texts, best_of or 1)}: set a temperature, such as 0.8, or num_beams",
+        )
+    _check(
+        beams == 1 or best_of is None,
+        f"num_beams {beams} and best_of {best_of} both look for the best texts: drop best_of",
+    )
+    for name, most in (("num_beams", beams if beams > 1 else None), ("best_of", best_of)):
+        _check(
+            most is None or texts <= most,
+            f"num_return_sequences {texts} is more than {name} {most} finds: raise {name}, or ask for fewer",
+        )
 
 
 def _check_forced(values: Mapping[str, Any]) -> None:

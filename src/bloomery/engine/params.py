@@ -1,6 +1,7 @@
 """SamplingParams: how one request wants its tokens chosen. Knows no tensor and no model."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from bloomery.engine.limits import DEFAULT_NEW_TOKENS, canonical, check_together
 
@@ -78,6 +79,17 @@ class SamplingParams:
     """Go on where the model gives logits that are not finite: NaN becomes 0, infinities the largest numbers."""
     renormalize_logits: bool = False
     """Make log-probabilities of the processed logits, at the end; only scores that are added up see a difference."""
+    num_return_sequences: int = 1
+    """Texts to give for a prompt; greedy has only one."""
+    best_of: int | None = None
+    """Sample so many texts, and give those whose tokens the model finds likeliest on average."""
+    num_beams: int = 1
+    """Search with so many beams: the likeliest sequences, instead of the likeliest next token; 1 is no search."""
+    length_penalty: float = 1.0
+    """A beam's score is its log-probability over its length to this power: above 0 longer texts win, below shorter."""
+    early_stopping: bool | Literal["never"] = False
+    """When a beam search ends: True with num_beams finished texts; False where no better one is to be expected; never
+    where there can be none."""
     seed: int | None = None
     """Fixes the tokens, whatever else runs in the batch; unset draws one."""
     ignore_eos: bool = False
@@ -98,3 +110,8 @@ class SamplingParams:
         if self.max_length is not None:
             return self.max_length - prompt
         return self.max_new_tokens or DEFAULT_NEW_TOKENS
+
+    @property
+    def sequences(self) -> int:
+        """Most sequences that one request has at a time."""
+        return max(self.num_beams, self.best_of or 1, self.num_return_sequences)

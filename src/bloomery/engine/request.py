@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from bloomery.engine.strategy import FinishReason, Row, Strategy, Token
+from bloomery.engine.strategy import Row, Said, Strategy
 from bloomery.errors import BloomeryError
 
 
@@ -49,11 +49,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Update:
-    """What one step meant for one text of a request. `last`: the request has ended with it."""
+    """What one step meant for one text of a request, or the error that ended it."""
 
     request: Request
-    tokens: tuple[Token, ...]
-    finish: FinishReason | None
+    said: Said
     error: BloomeryError | None = None
-    choice: int = 0
-    last: bool = False

@@ -3,6 +3,7 @@
 A sequence is "1,2,3"; a bias is "1,2,3=-5.0". Knows no option's meaning and no vocabulary.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -96,7 +97,18 @@ def _digits(part: str) -> int:
 def _entries(name: str, value: Any, wanted: str) -> list[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise UsageError(f"{name} is {_shown(value)}: give {wanted}, or a list of texts, also for one")
-    return list(value)
+    return [entry for given in value for entry in _listed(given)]
+
+
+def _listed(entry: Any) -> list[Any]:
+    """The texts of a list that came as one text, as a variable of the environment is; else the entry itself."""
+    if not isinstance(entry, str) or not entry.lstrip().startswith("["):
+        return [entry]
+    try:
+        texts = json.loads(entry)
+    except ValueError:
+        return [entry]
+    return texts if all(isinstance(text, str) for text in texts) else [entry]
 
 
 def _shown(value: Any) -> str:

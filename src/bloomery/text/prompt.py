@@ -1,8 +1,8 @@
 """A prompt as it is given -> ids that a model can take, or one line that says why not. Knows limits, but no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Literal
+from typing import Any, Literal
 
 from bloomery.errors import UsageError
 from bloomery.text.tokenizer import Tokenizer
@@ -130,3 +130,13 @@ def _as_ids(prompt: Sequence[int]) -> list[int]:
         return [index(token) for token in prompt]
     except TypeError:
         raise UsageError(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}") from None
+
+
+def as_list(prompts: Any) -> list[Any]:
+    """One prompt or many: a text and a list of ids are one, also where numpy or torch hold the ids."""
+    if isinstance(prompts, str | bytes):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"{prompts!r} is no prompt: give a text, a list of token ids, or a list of these")
+    items = list(prompts)
+    return [items] if items and (isinstance(items[0], int) or getattr(items[0], "ndim", None) == 0) else items

@@ -4,6 +4,7 @@ Knows nothing of engines, but can watch a request for one: `advance` says when a
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for bytes that are not (yet) a character."""
@@ -44,6 +45,12 @@ class TextStream:
             self._anchor, self._whole = self._whole, len(self._ids)
             self._known = len(self._decode(self._ids[self._anchor :]))
         return self.stopped
+
+    def fork(self) -> "TextStream":
+        """Another text that begins as this one does."""
+        other = copy(self)
+        other._ids = list(self._ids)
+        return other
 
     def take(self) -> str:
         """What is sure since the last call: not the beginning of a stop string."""

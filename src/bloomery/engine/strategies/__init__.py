@@ -1,0 +1,1 @@
+"""Ways to generate, one class each, and what they share."""

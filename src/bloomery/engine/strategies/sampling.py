@@ -1,0 +1,118 @@
+"""Greedy and sampling: one token after the other, for one text or several behind the same prompt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import fsum
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from bloomery.engine.continuation import Continuation, Rules, reported
+from bloomery.engine.params import SamplingParams
+from bloomery.engine.strategy import Decision, FinishReason, Matcher, Row, Said
+from bloomery.ops.draw import inverse_cdf
+from bloomery.ops.random import uniform
+
+
+@dataclass
+class _Text:
+    """One of a request's texts, and what the last step did to it."""
+
+    choice: int
+    continuation: Continuation
+    finish: FinishReason | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, as the model had them."""
+        return fsum(token.logprob or 0.0 for token in self.continuation.tokens) / len(self.continuation)
+
+    def said(self, count: int, **ranked: Any) -> Said:
+        """Its last `count` tokens."""
+        tokens = tuple(self.continuation.tokens[-count:])
+        return Said(tokens, self.finish, matcher=self.continuation.matcher, **({"choice": self.choice} | ranked))
+
+
+class Sampling:
+    """The likeliest token at temperature 0, else one by inverse CDF of a counter-based uniform.
+
+    The prompt is run once, however many texts there are behind it, and text 0 is what a request for one text gets. With
+    `best_of`, more texts are generated than are given: those whose tokens the model finds likeliest on average.
+
+    Raises:
+        UsageError: an option cannot be met behind this prompt.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_ids: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.rules = Rules(prompt, params, eos_ids, clock=clock)
+        self.texts = [_Text(0, Continuation(self.rules, matcher))]
+        self._running = list(self.texts)  # one for each sequence
+        self._stepped: list[tuple[int, _Text]] = []  # what got a token, behind which sequence
+
+    @property
+    def seats(self) -> int:
+        return self.rules.params.sequences
+
+    @property
+    def positions(self) -> int:
+        return self.rules.positions
+
+    def rows(self) -> list[Row]:
+        if self._at_prompt:
+            self.rules.begin()
+            return [Row(self.rules.prompt, wanted=1)]
+        return [Row([text.continuation.tokens[-1].id], wanted=1) for text in self._running]
+
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
+        assert logits is not None
+        raw = logits[-1]
+        processed = self._running[index].continuation.process(raw)
+        if self._at_prompt:
+            first = self.texts[0].continuation
+            self.texts += [_Text(choice, first.fork()) for choice in range(1, self.seats)]
+            extended = self.texts
+        else:
+            extended = [self._running[index]]
+        for text in extended:
+            self._extend(text, raw, processed)
+            self._stepped.append((index, text))
+
+    def decide(self) -> Decision:
+        stepped, self._stepped = self._stepped, []
+        going = [(parent, text) for parent, text in stepped if text.finish is None]
+        self._running = [text for _, text in going]
+        if self.rules.params.best_of is None:
+            said = [text.said(1) for _, text in stepped]
+        else:
+            said = [] if going else self._best()
+        return Decision(tuple(said), done=not going, keep=tuple(parent for parent, _ in going))
+
+    @property
+    def _at_prompt(self) -> bool:
+        return not self.texts[0].continuation.tokens
+
+    def _extend(self, text: _Text, raw: Tensor, processed: Tensor) -> None:
+        if self.rules.params.temperature == 0:
+            chosen = int(processed.argmax())
+        else:
+            chosen = inverse_cdf(processed, uniform(self.rules.seed, len(text.continuation), text.choice))
+        if self.rules.params.best_of is None:
+            token = text.continuation.token(chosen, raw)
+        else:  # which are the best shows in what is reported
+            token = reported(chosen, raw, self.rules.params.logprobs or 0)
+        text.finish = text.continuation.add(token)
+
+    def _best(self) -> list[Said]:
+        ranked = sorted(self.texts, key=lambda text: -text.mean_logprob)[: self.rules.params.num_return_sequences]
+        return [
+            text.said(len(text.continuation), choice=choice, score=text.mean_logprob)
+            for choice, text in enumerate(ranked)
+        ]
