@@ -14,6 +14,7 @@ from bloomery.errors import UsageError
 from bloomery.log import logger
 from bloomery.model.cache import Beginning
 from bloomery.model.decoder import Block, Decoder
+from bloomery.model.mlp import Experts
 from bloomery.ops.attention import BLOCK
 
 
@@ -78,4 +79,9 @@ def compile_(decoder: Decoder, *, fixed: bool) -> None:
         ) from None
     for block in cast(Iterable[Block], decoder.blocks):
         block.attn.forward = torch.compiler.disable(block.attn.forward)  # type: ignore[method-assign]
+        if isinstance(block.mlp, Experts):
+            # How many tokens go to which expert follows from the tokens: no shape of a step fixes it.
+            block.mlp.forward = torch.compiler.disable(block.mlp.forward)  # type: ignore[method-assign]
+            for expert in block.mlp.experts:
+                expert.compile(dynamic=True)
         block.compile(dynamic=not fixed)
