@@ -65,7 +65,7 @@ class Shapes:
 
     def wanted(self, count: int) -> int:
         """Positions of a step whose hidden states are computed, where so many are wanted."""
-        if count == 0 or not self.padded:
+        if not self.padded:
             return count
         few = min(self.batch, self.step)
         if self.kind == "static":
@@ -113,4 +113,5 @@ def _up(count: int, to: int) -> int:
 
 
 def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+    """The smallest power of two that is as large."""
+    return 1 << max(0, count - 1).bit_length()

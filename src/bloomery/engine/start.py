@@ -64,7 +64,7 @@ def compile_(decoder: Decoder, *, fixed: bool) -> None:
         fixed: make code for every number of tokens, of which there must be few; else one for all numbers.
 
     Raises:
-        UsageError: torch has no compiler here.
+        UsageError: torch finds no compiler that works.
     """
 
     def probe(x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def compile_(decoder: Decoder, *, fixed: bool) -> None:
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"compile needs a C++ compiler, and torch has none it can use ({reason}): drop compile"
+            f"torch.compile does not work here ({reason}): install a C++ compiler, or drop compile"
         ) from None
     for block in cast(Iterable[Block], decoder.blocks):
         block.attn.forward = torch.compiler.disable(block.attn.forward)  # type: ignore[method-assign]
