@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from bloomery.checkpoint.random import random_folder, refuse_without_memory
 from bloomery.checkpoint.tokenizer import open_tokenizer
 from bloomery.completion import Completion, Piece, Score, completed
 from bloomery.devices import pick_device, pick_dtype
-from bloomery.engine.engine import DecodeClock, Engine
+from bloomery.engine.engine import DecodeClock
+from bloomery.engine.options import EngineArguments, EngineOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
+from bloomery.engine.start import start_engine
 from bloomery.engine.strategies.build import Generating, build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
@@ -50,9 +52,6 @@ class LLM:
             which is fetched when it is not here.
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
         device: auto, cpu, cuda, cuda:1, …
-        max_seq_len: most tokens of one prompt and its completion, and of an adapter's virtual tokens; None: the model's
-            limit.
-        max_batch_size: prompts that run at once; more wait in order.
         revision: branch, tag or commit of a model of the Hub; None: its main branch.
         offline: send nothing; so does the environment with BLOOMERY_OFFLINE or HF_HUB_OFFLINE.
         token: for a private or gated model of the Hub; None takes HF_TOKEN, or the one that huggingface_hub has stored.
@@ -61,10 +60,11 @@ class LLM:
         shape: instead of a model, the shape of one: a published name such as "bloom-560m", or a config.json. Its
             weights are random, bfloat16 unless `dtype` says otherwise, and its tokenizer has a token for each byte.
         seed: of a shape's weights; None is 0.
+        engine: how it is run, by the names of EngineOptions: max_seq_len, max_batch_size, shapes, …
 
     Raises:
-        UsageError: there is no such model, device or dtype, max_seq_len is beyond the model's, or a shape's weights do
-            not fit.
+        UsageError: there is no such model, device or dtype, an option of the engine cannot be met, or a shape's weights
+            do not fit.
         CheckpointError: the folder is incomplete or damaged, or fetching it failed.
     """
 
@@ -74,15 +74,15 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        max_seq_len: int | None = None,
-        max_batch_size: int = 16,
         revision: str | None = None,
         offline: bool = False,
         token: str | None = None,
         adapter: str | Path | None = None,
         shape: str | Path | None = None,
         seed: int | None = None,
+        **engine: Unpack[EngineArguments],
     ) -> None:
+        options = EngineOptions(**engine)
         if shape is None:
             self.folder = _model_folder(model, revision, offline, token, seed)
         else:
@@ -90,18 +90,12 @@ class LLM:
         added = None if adapter is None else _adapter(adapter, self.folder, offline, token)
         virtual = added.virtual if added else None
         taken = virtual.count if virtual else 0
-        if max_batch_size < 1:
-            raise UsageError(f"max_batch_size is {max_batch_size}: give at least 1")
-        self.max_seq_len = _context(max_seq_len, self.folder.config.max_seq_len, taken)
+        self.max_seq_len = _context(options.max_seq_len, self.folder.config.max_seq_len, taken)
         self.tokenizer = open_tokenizer(self.folder, added.tokenizer if added else None)
         self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device), added)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
-        self.engine = Engine(
-            self.decoder,
-            max_seq_len=self.max_seq_len,
-            max_batch_size=max_batch_size,
-            beginning=virtual.beginning(self.decoder) if virtual else None,
-        )
+        beginning = virtual.beginning(self.decoder) if virtual else None
+        self.engine = start_engine(self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning)
         self._inboxes: dict[int, deque[Update]] = {}
         self._turn = RLock()  # threads may share a model: they step its engine in turns
         if self.tokenizer is not None:

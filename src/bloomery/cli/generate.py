@@ -4,13 +4,15 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import perf_counter
+from typing import cast
 
 from bloomery.bench.bandwidth import read_bandwidth
 from bloomery.cli.options import GenerateOptions
 from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
+from bloomery.engine.options import EngineArguments
 from bloomery.environment import cache_dir
 from bloomery.errors import UsageError
 from bloomery.llm import LLM
@@ -25,20 +27,21 @@ def run(options: GenerateOptions) -> int:
     if options.shape_seed is not None and options.shape is None:
         raise UsageError("--shape-seed is for --shape: to sample by a seed, give --seed")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
+    # Seats that nobody will take would reserve memory for nothing.
+    seats = min(options.engine.max_batch_size, len(prompts) * options.sampling.sequences)
+    engine = cast(EngineArguments, asdict(replace(options.engine, max_batch_size=seats)))
     began = perf_counter()
     llm = LLM(
         options.model,
         dtype=options.dtype,
         device=options.device,
-        max_seq_len=options.max_seq_len,
-        # Seats that nobody will take would reserve memory for nothing.
-        max_batch_size=min(options.max_batch_size, len(prompts) * options.sampling.sequences),
         revision=options.revision,
         offline=options.offline,
         token=options.token,
         adapter=options.adapter,
         shape=options.shape,
         seed=options.shape_seed,
+        **engine,
     )
     if llm.tokenizer is None and not options.ids:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")

@@ -19,8 +19,8 @@ from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
 from bloomery.devices import pick_device, threads
-from bloomery.engine.engine import MAX_STEP_TOKENS
-from bloomery.engine.runner import HEAD_AT_ONCE
+from bloomery.engine.options import MAX_STEP_TOKENS
+from bloomery.engine.shapes import HEAD_AT_ONCE
 from bloomery.environment import cache_dir
 from bloomery.errors import UsageError
 from bloomery.hub.local import local_models

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from bloomery.engine.options import EngineOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
 from bloomery.train.recipe.config import TrainConfig
@@ -46,20 +47,17 @@ class ModelOptions(HubOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(ModelOptions):
-    """Options of `generate`, and those of SamplingParams."""
+    """Options of `generate`, those of the engine, and those of SamplingParams."""
 
     prompts: tuple[str, ...] = ()
     """Texts to continue, also as words without a dash; none, or '-', reads one from stdin."""
     ids: bool = False
     """Prompts are token ids separated by spaces, and so is what is printed."""
-    max_seq_len: int | None = None
-    """Most tokens of prompt and completion together; unset is the model's limit."""
-    max_batch_size: int = 16
-    """Prompts that run at once."""
     truncate: Literal["left", "right"] | None = None
     """Cut a prompt that is too long at this side instead of refusing it."""
     json: bool = False
     """Print one JSON object a prompt."""
+    engine: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()
     sampling: Annotated[SamplingParams, Parameter(name="*")] = SamplingParams()
 
 

@@ -1,19 +1,22 @@
 """The loop around scheduler and runner: ids in, ids out. Serves every way of generating; never sees a string."""
 
+from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 
+import torch
+
+from bloomery.engine.options import MAX_STEP_TOKENS
 from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
 from bloomery.engine.scheduler import Scheduler, Work
-from bloomery.engine.strategy import Said
+from bloomery.engine.shapes import Shapes
+from bloomery.engine.strategies.scoring import Forward
+from bloomery.engine.strategy import Row, Said
 from bloomery.errors import BloomeryError
 from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK
-
-MAX_STEP_TOKENS = 512
-"""Tokens of one step, unless another number is asked for."""
 
 
 @dataclass
@@ -35,6 +38,9 @@ class Engine:
         blocks: of keys and values; None: as many as `max_batch_size` sequences of `max_seq_len` can need. With fewer,
             the request that came last gives way when they run out, and is computed again.
         beginning: what stands before the tokens of every request, which know nothing of it.
+        shapes: how steps are padded, for these numbers; None: not at all.
+        cache_dtype: of keys and values, and what attention computes in; None: `kv_dtype` says.
+        softmax_dtype: what attention's scores and softmax are computed in; None: as the fused kernel does.
     """
 
     def __init__(
@@ -46,10 +52,15 @@ class Engine:
         max_step_tokens: int = MAX_STEP_TOKENS,
         blocks: int | None = None,
         beginning: Beginning | None = None,
+        shapes: Shapes | None = None,
+        cache_dtype: torch.dtype | None = None,
+        softmax_dtype: torch.dtype | None = None,
     ) -> None:
+        shapes = shapes or Shapes()
         blocks = blocks or max_batch_size * -(-max_seq_len // BLOCK)
-        cache = KVCache(decoder.config, blocks, kv_dtype(decoder.dtype, decoder.device), decoder.device)
-        self.runner = Runner(decoder, cache)
+        dtype = cache_dtype or kv_dtype(decoder.dtype, decoder.device)
+        cache = KVCache(decoder.config, blocks, dtype, decoder.device, scratch=shapes.padded)
+        self.runner = Runner(decoder, cache, shapes, softmax_dtype)
         self.beginning = beginning
         self.scheduler = Scheduler(
             blocks=blocks,
@@ -57,6 +68,7 @@ class Engine:
             max_running=max_batch_size,
             max_step_tokens=max_step_tokens,
             first=beginning.length if beginning else 0,
+            cost=shapes.cost,
         )
         self.decoding = DecodeClock()
 
@@ -72,6 +84,21 @@ class Engine:
         """End a request now; its blocks are free for the next step. Does nothing to one that has ended."""
         if request.finished is None:
             self._finish(request)
+
+    def warm_up(self) -> float:
+        """Run every shape of a step once, in blocks that nobody owns; seconds that it took.
+
+        Whoever gets one of these blocks gets it cleared, as always.
+        """
+        began = perf_counter()
+        pool, nobody = self.scheduler.pool, Request(Forward([0], head=True))
+        for lengths in self.runner.shapes.steps():
+            batch = []
+            for index, length in enumerate(lengths):
+                blocks = [place % pool.size for place in range(-(-length // BLOCK))]
+                batch.append(Work(nobody, index, tuple(blocks), 0, Row([0] * length, wanted=1)))
+            deque(self.runner.run(batch), maxlen=0)
+        return perf_counter() - began
 
     def step(self) -> list[Update]:
         """Schedule, run, hand out the results."""

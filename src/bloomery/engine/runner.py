@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bloomery.engine.scheduler import Work
+from bloomery.engine.shapes import HEAD_AT_ONCE, Shapes
 from bloomery.model.cache import CachedAttention, KVCache
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import Span
-
-HEAD_AT_ONCE = 64
-"""Most positions whose logits exist at one time: 64 rows of a 250,880-token vocabulary are 64 MB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,20 @@ class Result:
 
 
 class Runner:
-    """The decoder, its block pool, and the one way to call them."""
+    """The decoder, its block pool, and the one way to call them.
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    Args:
+        shapes: how steps are padded; padding needs a cache with a scratch block.
+        softmax: what attention's scores and softmax are computed in; None: as the fused kernel does.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, shapes: Shapes | None = None, softmax: torch.dtype | None = None
+    ) -> None:
         self.decoder = decoder
         self.cache = cache
+        self.shapes = shapes or Shapes()
+        self.softmax = softmax
         self.rule = decoder.attention_rule
 
     @torch.inference_mode()
@@ -43,34 +51,68 @@ class Runner:
         The head is computed as the results are taken, so that few logits exist at a time.
         """
         device = self.decoder.device
-        spans = [Span(work.start, len(work.row.ids), work.blocks) for work in batch]
-        ids = torch.tensor([token for work in batch for token in work.row.ids], device=device)  # (N,)
-        positions = torch.tensor([p for s in spans for p in range(s.start, s.start + s.length)], device=device)
-        wanted = torch.tensor(_wanted(batch), dtype=torch.long, device=device)  # (W,)
-        hidden = self.decoder(ids, positions, CachedAttention(self.cache, spans, self.rule), wanted)  # (W, E)
+        spans = [self._span(work) for work in batch]
+        wanted = _wanted(batch, spans)
+        count = len(wanted)
+        spans += self._nobody(spans)
+        wanted += [0] * (self.shapes.wanted(count) - count)
+        rows = [work.row.ids for work in batch] + [[0]] * (len(spans) - len(batch))
+        ids = [token for row, span in zip(rows, spans, strict=True) for token in row + [0] * span.padding]
+        places = [place for span in spans for place in _positions(span)]
+        hidden = self.decoder(
+            torch.tensor(ids, device=device),  # (N,)
+            torch.tensor(places, device=device),
+            CachedAttention(self.cache, spans, self.rule, self.softmax),
+            torch.tensor(wanted, dtype=torch.long, device=device),  # (W,)
+        )[:count]  # (W, E)
         first = 0
         for works in _portions([work for work in batch if work.row.wanted]):
             count = sum(work.row.wanted for work in works)
             yield from self._portion(works, hidden[first : first + count])
             first += count
 
+    def _span(self, work: Work) -> Span:
+        length = len(work.row.ids)
+        padding = self.shapes.tokens(length) - length
+        return Span(work.start, length, work.blocks, padding, self.shapes.reach(work.start + length))
+
+    def _nobody(self, spans: list[Span]) -> list[Span]:
+        """Rows of one token that fill up those of one token each; they write and read the scratch block alone."""
+        singles = sum(span.length == 1 for span in spans)
+        missing = self.shapes.singles(singles, alone=singles == len(spans)) - singles
+        if not missing:
+            return []
+        assert self.cache.scratch is not None
+        return [Span(0, 1, (self.cache.scratch,))] * missing
+
     def _portion(self, works: list[Work], hidden: Tensor) -> Iterator[Result]:
         for part in hidden.split(HEAD_AT_ONCE):
-            logits = self.decoder.logits(part) if works[0].row.head else None
+            logits = self._logits(part) if works[0].row.head else None
             first = 0
             for work in works:
                 rows = slice(first, first + min(work.row.wanted, HEAD_AT_ONCE))
                 yield Result(work, None if logits is None else logits[rows], part[rows])
                 first = rows.stop
 
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(W, E) -> (W, V)."""
+        missing = self.shapes.logits(len(hidden)) - len(hidden)
+        return self.decoder.logits(pad(hidden, (0, 0, 0, missing)) if missing else hidden)[: len(hidden)]
 
-def _wanted(batch: list[Work]) -> list[int]:
+
+def _positions(span: Span) -> list[int]:
+    """Places of a row's tokens in its sequence; padding takes the first, which every model has."""
+    return [*range(span.start, span.start + span.length), *[0] * span.padding]
+
+
+def _wanted(batch: list[Work], spans: list[Span]) -> list[int]:
     """Flat places of the last `wanted` tokens of each piece."""
     places: list[int] = []
-    end = 0
-    for work in batch:
-        end += len(work.row.ids)
+    first = 0
+    for work, span in zip(batch, spans, strict=True):
+        end = first + span.length
         places += range(end - work.row.wanted, end)
+        first = end + span.padding
     return places
 
 

@@ -6,6 +6,7 @@ nothing is dropped, and the one that came first always goes on.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloomery.engine.blocks import BlockPool
@@ -46,9 +47,20 @@ class Scheduler:
         max_running: sequences that run at once.
         max_step_tokens: tokens of one step; a longer prompt is run in chunks beside what is decoding.
         first: the position of a sequence's first token; those before it are filled by others.
+        cost: what a piece of so many tokens takes of a step's; None: as many as it has.
     """
 
-    def __init__(self, *, blocks: int, block: int, max_running: int, max_step_tokens: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        block: int,
+        max_running: int,
+        max_step_tokens: int,
+        first: int = 0,
+        cost: Callable[[int], int] | None = None,
+    ) -> None:
+        self.cost = cost or int
         self.block = block
         self.first = first
         self.max_running = max_running
@@ -74,7 +86,7 @@ class Scheduler:
             several = f"{seats} sequences of " if seats > 1 else ""
             raise UsageError(
                 f"a request of {several}{positions} positions does not fit a cache of "
-                f"{self.pool.size * self.block}: shorten it or raise max_seq_len"
+                f"{self.pool.size * self.block}: shorten it, or raise max_seq_len or cache_positions"
             )
         self.waiting.append(request)
 
@@ -151,11 +163,11 @@ class Scheduler:
             rows += [(request, n, len(slot.pending.ids)) for n, slot in enumerate(request.slots) if slot.pending]
         budget, planned = self.max_step_tokens, dict[Request, list[tuple[int, int]]]()
         for request, index, count in sorted(rows, key=lambda row: row[2] > SHORT):
-            if budget == 0:
+            if budget <= 0:
                 break
             taken = min(count, budget)
             planned.setdefault(request, []).append((index, taken))
-            budget -= taken
+            budget -= self.cost(taken)
         return planned
 
     def _grant(self, request: Request, pieces: list[tuple[int, int]], granted: Step) -> bool:

@@ -35,12 +35,18 @@ class Beginning(NamedTuple):
 class KVCache:
     """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine.
 
+    Args:
+        scratch: one more block, behind the others, which no sequence ever owns: what padding writes goes there.
+
     Raises:
         UsageError: there is not that much memory.
     """
 
-    def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, blocks, BLOCK, config.num_kv_heads, config.head_dim)
+    def __init__(
+        self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device, *, scratch: bool = False
+    ) -> None:
+        shape = (config.num_layers, blocks + scratch, BLOCK, config.num_kv_heads, config.head_dim)
+        self.scratch = blocks if scratch else None
         # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
         try:
             self.keys = torch.empty(shape, dtype=dtype, device=device)
@@ -49,8 +55,10 @@ class KVCache:
             size = 2 * math.prod(shape) * dtype.itemsize / 1e9
             raise UsageError(
                 f"{size:.1f} GB for keys and values of {blocks * BLOCK} positions cannot be had on {device}: "
-                "lower max_batch_size or max_seq_len"
+                "lower max_batch_size or max_seq_len, or give cache_positions"
             ) from None
+        if self.scratch is not None:
+            self.clear([self.scratch])
 
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks before a new owner uses them: a masked NaN left by another request would still spread."""
@@ -79,21 +87,33 @@ def _places(blocks: tuple[int, ...], start: int, length: int) -> list[int]:
 
 
 class CachedAttention:
-    """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all."""
+    """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all.
 
-    def __init__(self, cache: KVCache, spans: list[Span], rule: AttentionRule) -> None:
+    Args:
+        softmax: what scores and softmax are computed in; None: as the fused kernel does, in fp32.
+    """
+
+    def __init__(
+        self, cache: KVCache, spans: list[Span], rule: AttentionRule, softmax: torch.dtype | None = None
+    ) -> None:
         self.cache = cache
+        self.softmax = softmax
         device = cache.keys.device
         # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
         self.groups = group_spans(spans, rule, device, together=device.type != "cpu")
-        places = [place for span in spans for place in _places(span.blocks, span.start, span.length)]
+        places = []
+        for span in spans:
+            places += _places(span.blocks, span.start, span.length)
+            if span.padding:
+                assert cache.scratch is not None
+                places += [cache.scratch * BLOCK] * span.padding
         self.places = torch.tensor(places, device=device)  # (N,) where in the pool each new token is kept
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys.flatten(0, 1).index_copy_(0, self.places, key.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, self.places, value.to(values.dtype))
-        return attend_blocks(query, keys, values, self.groups)
+        return attend_blocks(query, keys, values, self.groups, self.softmax)
 
 
 class CausalAttention:

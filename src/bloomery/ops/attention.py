@@ -4,6 +4,7 @@ Letters: N flat tokens of a step, R rows, T new tokens of a row, S key positions
 and values, each of which G = H / K heads of queries share, D head size, B blocks.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,11 +19,17 @@ BLOCK = 64
 
 
 class Span(NamedTuple):
-    """The part of a sequence that one step computes: tokens `start … start+length` of the sequence held in `blocks`."""
+    """The part of a sequence that one step computes: tokens `start … start+length` of the sequence held in `blocks`.
+
+    For computations of few shapes: so many tokens of `padding` are laid out behind them, which are nobody's, and at
+    least `reach` positions are read, of which those that the sequence does not have are masked.
+    """
 
     start: int
     length: int
     blocks: tuple[int, ...]
+    padding: int = 0
+    reach: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,24 @@ def group_spans(spans: list[Span], rule: AttentionRule, device: torch.device, *,
     groups: dict[tuple[int, int], list[tuple[int, Span]]] = {}
     first = 0
     for place, span in enumerate(spans):
-        groups.setdefault((span.length, 0 if together else place), []).append((first, span))
-        first += span.length
+        length = span.length + span.padding
+        groups.setdefault((length, 0 if together else place), []).append((first, span))
+        first += length
     return [_group(members, length, rule, device) for (length, _), members in groups.items()]
 
 
 def _group(members: list[tuple[int, Span]], length: int, rule: AttentionRule, device: torch.device) -> Group:
     places = [place for first, _ in members for place in range(first, first + length)]
     start = min(span.start for _, span in members)
-    # Blocks that all have slid out of the window are not read.
-    skipped = 0 if rule.window is None else max(0, start - rule.window + 1) // BLOCK
-    count = max(-(-(span.start + length) // BLOCK) for _, span in members)
+    padded = any(span.reach for _, span in members)
+    # Blocks that all have slid out of the window are not read, unless their number is to stay the same.
+    skipped = 0 if rule.window is None or padded else max(0, start - rule.window + 1) // BLOCK
+    count = max(-(-max(span.start + span.length, span.reach) // BLOCK) for _, span in members)
     # A shorter row repeats its own first block: those positions are masked, and no other row's values can reach it.
     rows = [(span.blocks[:count] + (span.blocks[0],) * count)[skipped:count] for _, span in members]
-    starts = torch.tensor([span.start for _, span in members], device=device)
-    queries = starts[:, None] + torch.arange(length, device=device)  # (R, T)
+    starts, ends = torch.tensor([(span.start, span.start + span.length - 1) for _, span in members], device=device).T
+    # Padding stands where the last token does: a query that sees no key would be NaN.
+    queries = (starts[:, None] + torch.arange(length, device=device)).minimum(ends[:, None])  # (R, T)
     keys = torch.arange(skipped * BLOCK, count * BLOCK, device=device)
     return Group(
         tokens=_index(places, device),
@@ -75,7 +85,7 @@ def _index(places: list[int], device: torch.device) -> Tensor | slice:
     return slice(first, last + 1) if places == list(range(first, last + 1)) else torch.tensor(places, device=device)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, softmax: torch.dtype | None) -> Tensor:
     """(R, T, H, D), (R, S, K, D) twice, (R, K or 1, G*T, S) -> (R, T, H, D).
 
     The queries of G heads stand one after the other as if they were one head's, so that shared keys and values are
@@ -84,16 +94,25 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     rows, new, heads, _ = query.shape
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     q = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # (R, K, G*T, D)
-    attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if softmax is None:
+        # Fused CUDA kernels take a mask in the query's dtype alone; on a CPU the bias stays in fp32.
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=bias if q.device.type == "cpu" else bias.to(q.dtype))
+    else:
+        scores = (q.to(softmax) / math.sqrt(q.shape[-1])) @ k.to(softmax).transpose(2, 3) + bias.to(softmax)
+        attended = scores.softmax(-1).to(v.dtype) @ v
     return attended.reshape(rows, heads, new, -1).transpose(1, 2)
 
 
-def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Group]) -> Tensor:
+def attend_blocks(
+    query: Tensor, keys: Tensor, values: Tensor, groups: list[Group], softmax: torch.dtype | None = None
+) -> Tensor:
     """Attention of a step's tokens to their sequences' blocks.
 
     Args:
         query: (N, H, D).
         keys, values: (blocks, BLOCK, K, D), the new tokens' own rows already written; computed in their dtype.
+        softmax: what scores, biases and softmax are computed in; None: fp32 within a fused kernel, which on a GPU
+            takes biases in the dtype of keys and values.
 
     Returns: (N, H, D), in the query's dtype.
     """
@@ -101,7 +120,5 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, groups: list[Grou
     for group in groups:
         q = query[group.tokens].to(keys.dtype).unflatten(0, (group.rows, -1))  # (R, T, H, D)
         k, v = (cached[group.blocks].reshape(group.rows, -1, *cached.shape[-2:]) for cached in (keys, values))
-        # Fused CUDA kernels take a mask in the query's dtype alone; on a CPU the bias stays in fp32.
-        bias = group.bias if q.device.type == "cpu" else group.bias.to(q.dtype)
-        out[group.tokens] = _attend(q, k, v, bias).flatten(0, 1).to(out.dtype)
+        out[group.tokens] = _attend(q, k, v, group.bias, softmax).flatten(0, 1).to(out.dtype)
     return out
