@@ -18,15 +18,16 @@ MAX_STEP_TOKENS = 512
 
 @dataclass
 class DecodeClock:
-    """Steps in which every running request got exactly one token: what decoding speed is measured on."""
+    """Steps in which no prompt was run: what decoding speed is measured on. Those of a draft count apart."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    draft_steps: int = 0
 
 
 class Engine:
-    """Continuous batching over one decoder.
+    """Continuous batching over one decoder, and perhaps a draft that guesses for it.
 
     Args:
         max_seq_len: positions of one request, those of the beginning included, at most the model's.
@@ -35,6 +36,8 @@ class Engine:
         blocks: of keys and values; None: as many as `max_batch_size` sequences of `max_seq_len` can need. With fewer,
             the request that came last gives way when they run out, and is computed again.
         beginning: what stands before the tokens of every request, which know nothing of it.
+        draft: a smaller decoder of the same vocabulary, which runs what strategies want of model 1. It has as many
+            blocks of its own.
     """
 
     def __init__(
@@ -46,10 +49,14 @@ class Engine:
         max_step_tokens: int = MAX_STEP_TOKENS,
         blocks: int | None = None,
         beginning: Beginning | None = None,
+        draft: Decoder | None = None,
     ) -> None:
         blocks = blocks or max_batch_size * -(-max_seq_len // BLOCK)
-        cache = KVCache(decoder.config, blocks, kv_dtype(decoder.dtype, decoder.device), decoder.device)
-        self.runner = Runner(decoder, cache)
+        models = (decoder,) if draft is None else (decoder, draft)
+        self.runners = tuple(
+            Runner(model, KVCache(model.config, blocks, kv_dtype(model.dtype, model.device), model.device))
+            for model in models
+        )
         self.beginning = beginning
         self.scheduler = Scheduler(
             blocks=blocks,
@@ -57,8 +64,14 @@ class Engine:
             max_running=max_batch_size,
             max_step_tokens=max_step_tokens,
             first=beginning.length if beginning else 0,
+            models=len(models),
         )
         self.decoding = DecodeClock()
+
+    @property
+    def runner(self) -> Runner:
+        """The model's own."""
+        return self.runners[0]
 
     @property
     def idle(self) -> bool:
@@ -79,21 +92,27 @@ class Engine:
         step = self.scheduler.schedule()
         if not step.work:
             return []
-        self.runner.cache.clear(step.fresh)
-        self.runner.cache.copy(step.copies)
+        runner = self.runners[step.model]
+        runner.cache.clear(step.fresh)
+        runner.cache.copy(step.copies)
         for piece in step.work:
             piece.request.started = piece.request.started or began
-            if self.beginning is not None and piece.start == self.beginning.length:  # a sequence's first piece
-                self.runner.cache.begin(piece.blocks, self.beginning)
+            if self.beginning is not None and (step.model, piece.start) == (0, self.beginning.length):  # a first piece
+                runner.cache.begin(piece.blocks, self.beginning)
+        decoding = all(piece.request.decided and piece.start for piece in step.work)
         failed: dict[Request, BloomeryError] = {}
-        for result in self.runner.run(step.work):
+        for result in runner.run(step.work):
             self._accept(result, failed)
         updates = [update for request in _each(step.work) for update in self._decide(request, failed.get(request))]
-        if all(len(piece.row.ids) == 1 == piece.row.wanted for piece in step.work):
-            self.decoding.steps += 1
-            self.decoding.tokens += sum(len(update.said.tokens) for update in updates)
-            self.decoding.seconds += perf_counter() - began
+        if decoding:
+            self._count(step.model, updates, perf_counter() - began)
         return updates
+
+    def _count(self, model: int, updates: list[Update], seconds: float) -> None:
+        self.decoding.steps += model == 0
+        self.decoding.draft_steps += model != 0
+        self.decoding.tokens += sum(len(update.said.tokens) for update in updates)
+        self.decoding.seconds += seconds
 
     def _accept(self, result: Result, failed: dict[Request, BloomeryError]) -> None:
         request = result.work.request
@@ -112,6 +131,7 @@ class Engine:
         if any(slot.pending for slot in request.slots):
             return []
         decision = request.strategy.decide()
+        request.decided = True
         if request.first_token is None and any(said.tokens for said in decision.said):
             request.first_token = perf_counter()
         if decision.done:
