@@ -48,7 +48,7 @@ def load_draft(
         )
     if folder.config.max_seq_len < positions:
         raise UsageError(
-            f"draft {folder.path} has a context of {folder.config.max_seq_len}, and the model one of {positions}: lower "
+            f"draft {folder.path} has a context of {folder.config.max_seq_len}, the model one of {positions}: lower "
             "max_seq_len to that, or choose another draft"
         )
     _refuse_other_tokens(folder, base, tokenizer)
