@@ -2,8 +2,8 @@
 
 EXPECTED = 0.8
 """The part of guesses that is thought to be right before there was one, which counts as much as one guess."""
-MEMORY = 0.8
-"""What a step weighs in the next one: about the last five count."""
+MEMORY = 0.95
+"""What a step weighs in the next one: about the last twenty count. With fewer, bad luck ends what pays."""
 SHORTEST, LONGEST = 16, 256
 """Tokens of a pause: the next is twice as long, until guessing pays again."""
 
@@ -38,7 +38,7 @@ class Pace:
             self._tried = MEMORY * self._tried + right + (right < guessed)
             if self._best():
                 self._next_pause = SHORTEST
-            else:
+            elif not right:
                 self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, LONGEST)
 
     def _best(self) -> int:
