@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bloomery.engine.continuation import Rules
 from bloomery.engine.request import Timings
-from bloomery.engine.strategy import FinishReason, Said, Token
+from bloomery.engine.strategy import FinishReason, Said, Speculation, Token
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Completion:
     `text` is without the prompt; `token_ids` hold every token, an end-of-sequence one included; `logprobs` is None
     unless they were asked for; `seed` gives the same tokens again; `choice` is its number among those of its prompt;
     `score` is what these were ranked by, None where they were not: of beams their log-probability over their length to
-    the power of length_penalty, with best_of the mean log-probability of the tokens.
+    the power of length_penalty, with best_of the mean log-probability of the tokens; `speculation` says what guessing
+    brought, None where nothing was guessed first.
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,6 +27,7 @@ class Completion:
     seed: int
     choice: int = 0
     score: float | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,5 @@ def completed(rules: Rules, said: Said, tokens: list[Token], text: str, timings:
         seed=rules.seed,
         choice=said.choice,
         score=said.score,
+        speculation=said.speculation,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bloomery.checkpoint.adapter import Adapter, read_adapter
+from bloomery.checkpoint.draft import load_draft
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.random import random_folder, refuse_without_memory
@@ -29,6 +30,7 @@ from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
+from bloomery.model.size import nbytes, weights_read
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
 from bloomery.text.words import word_ids
@@ -57,6 +59,8 @@ class LLM:
         token: for a private or gated model of the Hub; None takes HF_TOKEN, or the one that huggingface_hub has stored.
         adapter: folder, or ORG/NAME[@REVISION] on the Hub, of an adapter that peft wrote: LoRA, IA3, prompt or prefix
             tuning.
+        draft: a smaller model with the same tokens, named as `model` is: it guesses the next ones, and the model checks
+            all guesses in one step.
         shape: instead of a model, the shape of one: a published name such as "bloom-560m", or a config.json. Its
             weights are random, bfloat16 unless `dtype` says otherwise, and its tokenizer has a token for each byte.
         seed: of a shape's weights; None is 0.
@@ -78,6 +82,7 @@ class LLM:
         offline: bool = False,
         token: str | None = None,
         adapter: str | Path | None = None,
+        draft: str | Path | None = None,
         shape: str | Path | None = None,
         seed: int | None = None,
         **engine: Unpack[EngineArguments],
@@ -92,10 +97,17 @@ class LLM:
         taken = virtual.count if virtual else 0
         self.max_seq_len = _context(options.max_seq_len, self.folder.config.max_seq_len, taken)
         self.tokenizer = open_tokenizer(self.folder, added.tokenizer if added else None)
-        self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device), added)
+        placed = pick_dtype(dtype), pick_device(device)
+        self.draft = None
+        if draft is not None:
+            fits = self.folder, self.tokenizer, self.max_seq_len - taken
+            self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token)
+        self.decoder = load_decoder(self.folder, *placed, added)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
         beginning = virtual.beginning(self.decoder) if virtual else None
-        self.engine = start_engine(self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning)
+        self.engine = start_engine(
+            self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning, draft=self.draft
+        )
         self._inboxes: dict[int, deque[Update]] = {}
         self._turn = RLock()  # threads may share a model: they step its engine in turns
         if self.tokenizer is not None:
@@ -199,7 +211,8 @@ class LLM:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
         text = TextStream(decode, params.stop_strings)
-        strategy = build_strategy(ids, params, self.folder.eos_ids, text)
+        cost = None if self.draft is None else nbytes(weights_read(self.draft)) / nbytes(weights_read(self.decoder))
+        strategy = build_strategy(ids, params, self.folder.eos_ids, text, cost)
         return _Job(index, strategy, Request(strategy))
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:

@@ -138,7 +138,7 @@ def test_where_blocks_run_out_the_last_to_come_gives_way_and_runs_all_its_tokens
     assert house.running == [first]
     assert list(house.waiting) == [second]
     assert second.slots[0].blocks == []
-    assert second.slots[0].pending == ([*range(20), *[0] * 12], 1, True)
+    assert second.slots[0].pending == Row([*range(20), *[0] * 12], wanted=1)
     assert sorted(blocks_of(first)[0] + house.pool.free) == [0, 1, 2, 3]
     house.release(first)
     (work,) = house.schedule().work

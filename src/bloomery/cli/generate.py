@@ -39,6 +39,7 @@ def run(options: GenerateOptions) -> int:
         offline=options.offline,
         token=options.token,
         adapter=options.adapter,
+        draft=options.draft,
         shape=options.shape,
         seed=options.shape_seed,
         **engine,
@@ -156,11 +157,26 @@ def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
     if clock.steps:
         weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
         parts.append(f"{clock.tokens / clock.seconds:.1f} tok/s")
-        speed = nbytes(weights_read(llm.decoder)) * clock.steps / clock.seconds / 1e9
+        read = nbytes(weights_read(llm.decoder)) * clock.steps
+        read += nbytes(weights_read(llm.draft)) * clock.draft_steps if llm.draft is not None else 0
+        speed = read / clock.seconds / 1e9
         share = ""
         if weights:
             ruler = read_bandwidth(weights, threads(), cache_dir())
             by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
             share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
         parts.append(f"{speed:.1f} GB/s of weights read{share}")
+    parts += _speculated(output.completions)
     logger.info(" · ".join(parts))
+
+
+def _speculated(completions: list[Completion]) -> list[str]:
+    """How many guesses were right, and what that made of a step."""
+    found = [(one.speculation, len(one.token_ids)) for one in completions if one.speculation is not None]
+    if not found:
+        return []
+    proposed, accepted, steps = (
+        sum(getattr(one, name) for one, _ in found) for name in ("proposed", "accepted", "steps")
+    )
+    share = f"acceptance {100 * accepted / proposed:.0f} %" if proposed else "nothing guessed"
+    return [f"{share}, {sum(tokens for _, tokens in found) / steps:.1f} tokens a step"]

@@ -55,6 +55,8 @@ class GenerateOptions(ModelOptions):
     """Prompts are token ids separated by spaces, and so is what is printed."""
     truncate: Literal["left", "right"] | None = None
     """Cut a prompt that is too long at this side instead of refusing it."""
+    draft: str | None = None
+    """A smaller model with the same tokens, which guesses the next ones: the model checks all guesses in one step."""
     json: bool = False
     """Print one JSON object a prompt."""
     engine: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()

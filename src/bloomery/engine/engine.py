@@ -21,15 +21,16 @@ from bloomery.ops.attention import BLOCK
 
 @dataclass
 class DecodeClock:
-    """Steps in which every running request got exactly one token: what decoding speed is measured on."""
+    """Steps in which no prompt was run: what decoding speed is measured on. Those of a draft count apart."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    draft_steps: int = 0
 
 
 class Engine:
-    """Continuous batching over one decoder.
+    """Continuous batching over one decoder, and perhaps a draft that guesses for it.
 
     Args:
         max_seq_len: positions of one request, those of the beginning included, at most the model's.
@@ -41,6 +42,8 @@ class Engine:
         shapes: how steps are padded, for these numbers; None: not at all.
         cache_dtype: of keys and values, and what attention computes in; None: `kv_dtype` says.
         softmax_dtype: what attention's scores and softmax are computed in; None: as the fused kernel does.
+        draft: a smaller decoder of the same vocabulary, which runs what strategies want of model 1. It has as many
+            blocks of its own.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Engine:
         shapes: Shapes | None = None,
         cache_dtype: torch.dtype | None = None,
         softmax_dtype: torch.dtype | None = None,
+        draft: Decoder | None = None,
     ) -> None:
         shapes = shapes or Shapes()
         blocks = blocks or max_batch_size * -(-max_seq_len // BLOCK)
-        dtype = cache_dtype or kv_dtype(decoder.dtype, decoder.device)
-        cache = KVCache(decoder.config, blocks, dtype, decoder.device, scratch=shapes.padded)
-        self.runner = Runner(decoder, cache, shapes, softmax_dtype)
+        models = (decoder,) if draft is None else (decoder, draft)
+        self.runners = tuple(
+            Runner(model, _cache(model, blocks, cache_dtype, shapes), shapes, softmax_dtype) for model in models
+        )
         self.beginning = beginning
         self.scheduler = Scheduler(
             blocks=blocks,
@@ -69,8 +74,14 @@ class Engine:
             max_step_tokens=max_step_tokens,
             first=beginning.length if beginning else 0,
             cost=shapes.cost,
+            models=len(models),
         )
         self.decoding = DecodeClock()
+
+    @property
+    def runner(self) -> Runner:
+        """The model's own."""
+        return self.runners[0]
 
     @property
     def idle(self) -> bool:
@@ -106,21 +117,27 @@ class Engine:
         step = self.scheduler.schedule()
         if not step.work:
             return []
-        self.runner.cache.clear(step.fresh)
-        self.runner.cache.copy(step.copies)
+        runner = self.runners[step.model]
+        runner.cache.clear(step.fresh)
+        runner.cache.copy(step.copies)
         for piece in step.work:
             piece.request.started = piece.request.started or began
-            if self.beginning is not None and piece.start == self.beginning.length:  # a sequence's first piece
-                self.runner.cache.begin(piece.blocks, self.beginning)
+            if self.beginning is not None and (step.model, piece.start) == (0, self.beginning.length):  # a first piece
+                runner.cache.begin(piece.blocks, self.beginning)
+        decoding = all(piece.request.decided and piece.start for piece in step.work)
         failed: dict[Request, BloomeryError] = {}
-        for result in self.runner.run(step.work):
+        for result in runner.run(step.work):
             self._accept(result, failed)
         updates = [update for request in _each(step.work) for update in self._decide(request, failed.get(request))]
-        if all(len(piece.row.ids) == 1 == piece.row.wanted for piece in step.work):
-            self.decoding.steps += 1
-            self.decoding.tokens += sum(len(update.said.tokens) for update in updates)
-            self.decoding.seconds += perf_counter() - began
+        if decoding:
+            self._count(step.model, updates, perf_counter() - began)
         return updates
+
+    def _count(self, model: int, updates: list[Update], seconds: float) -> None:
+        self.decoding.steps += model == 0
+        self.decoding.draft_steps += model != 0
+        self.decoding.tokens += sum(len(update.said.tokens) for update in updates)
+        self.decoding.seconds += seconds
 
     def _accept(self, result: Result, failed: dict[Request, BloomeryError]) -> None:
         request = result.work.request
@@ -139,6 +156,7 @@ class Engine:
         if any(slot.pending for slot in request.slots):
             return []
         decision = request.strategy.decide()
+        request.decided = True
         if request.first_token is None and any(said.tokens for said in decision.said):
             request.first_token = perf_counter()
         if decision.done:
@@ -150,6 +168,11 @@ class Engine:
     def _finish(self, request: Request) -> None:
         request.finished = perf_counter()
         self.scheduler.release(request)
+
+
+def _cache(decoder: Decoder, blocks: int, dtype: torch.dtype | None, shapes: Shapes) -> KVCache:
+    dtype = dtype or kv_dtype(decoder.dtype, decoder.device)
+    return KVCache(decoder.config, blocks, dtype, decoder.device, scratch=shapes.padded)
 
 
 def _each(work: list[Work]) -> list[Request]:

@@ -55,6 +55,9 @@ WHOLE = {
     "num_return_sequences": _from(1, "ask for at least 1 text"),
     "best_of": _from(1),
     "num_beams": _from(1, "give at least 1; 1 is no search"),
+    "prompt_lookup_num_tokens": _from(1),
+    "max_matching_ngram_size": _within("[]", 1, 32),
+    "num_assistant_tokens": _from(0, "give 0 or more"),
 }
 REAL = {
     "top_h": _within("(]", 0, 1),
@@ -157,6 +160,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     )
     _check_forced(values)
     _check_several(values)
+    _check_guesses(values)
 
 
 def _check_several(values: Mapping[str, Any]) -> None:
@@ -178,6 +182,27 @@ def _check_several(values: Mapping[str, Any]) -> None:
         _check(
             most is None or texts <= most,
             f"num_return_sequences {texts} is more than {name} {most} finds: raise {name}, or ask for fewer",
+        )
+
+
+def _check_guesses(values: Mapping[str, Any]) -> None:
+    """Tokens that are guessed first."""
+    lookup, longest, assistant, beams = (
+        values[name]
+        for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens", "num_beams")
+    )
+    _check(
+        longest is None or lookup is not None,
+        "max_matching_ngram_size would have no effect without prompt_lookup_num_tokens: set that too, or leave it out",
+    )
+    _check(
+        not lookup or not assistant,
+        f"prompt_lookup_num_tokens {lookup} and num_assistant_tokens {assistant} both guess the next tokens: drop one "
+        "of them",
+    )
+    for name, value in (("prompt_lookup_num_tokens", lookup), ("num_assistant_tokens", assistant)):
+        _check(
+            not value or beams == 1, f"{name} {value} guesses for one text, and num_beams {beams} searches: drop {name}"
         )
 
 

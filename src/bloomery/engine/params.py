@@ -90,6 +90,12 @@ class SamplingParams:
     early_stopping: bool | Literal["never"] = False
     """When a beam search ends: True with num_beams finished texts; False where no better one is to be expected; never
     where there can be none."""
+    prompt_lookup_num_tokens: int | None = None
+    """Guess up to so many tokens a step from what stood behind the last ones before; the tokens stay the same."""
+    max_matching_ngram_size: int | None = None
+    """With prompt_lookup_num_tokens: most of the last tokens that are looked up; unset is 2."""
+    num_assistant_tokens: int | None = None
+    """Most tokens that a draft model guesses a step; unset is 5, and 0 does without it."""
     seed: int | None = None
     """Fixes the tokens, whatever else runs in the batch; unset draws one."""
     ignore_eos: bool = False

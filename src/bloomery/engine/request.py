@@ -27,6 +27,8 @@ class Slot:
     blocks: list[int] = field(default_factory=list)
     wished: list[int] = field(default_factory=list)
     pending: Row | None = None
+    model: int = 0
+    """Which model runs it, and whose blocks these are."""
 
 
 @dataclass(eq=False)
@@ -39,6 +41,8 @@ class Request:
     first_token: float | None = None
     finished: float | None = None
     slots: list[Slot] = field(default_factory=list)
+    decided: bool = False
+    """What it begins with, a prompt mostly, has been run."""
 
     @property
     def timings(self) -> Timings:

@@ -31,8 +31,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be done: blocks that get a new owner are cleared and others copied (from, to) before the work."""
+    """What one model is to do: blocks that get a new owner are cleared and others copied (from, to) before the work."""
 
+    model: int = 0
     work: list[Work] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -42,11 +43,12 @@ class Scheduler:
     """Continuous batching: requests join and leave between any two steps.
 
     Args:
-        blocks: size of the pool.
+        blocks: size of the pool of each model.
         block: positions of one block.
         max_running: sequences that run at once.
         max_step_tokens: tokens of one step; a longer prompt is run in chunks beside what is decoding.
-        first: the position of a sequence's first token; those before it are filled by others.
+        first: the position of the first token of the model's sequences; those before it are filled by others.
+        models: the model, and those that guess for it, whose sequences begin at position 0.
         cost: what a piece of so many tokens takes of a step's; None: as many as it has.
     """
 
@@ -58,17 +60,23 @@ class Scheduler:
         max_running: int,
         max_step_tokens: int,
         first: int = 0,
+        models: int = 1,
         cost: Callable[[int], int] | None = None,
     ) -> None:
         self.cost = cost or int
         self.block = block
-        self.first = first
+        self.firsts = (first, *[0] * (models - 1))
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
-        self.pool = BlockPool(blocks)
+        self.pools = tuple(BlockPool(blocks) for _ in range(models))
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order of their arrival
         self.preempted = 0
+
+    @property
+    def pool(self) -> BlockPool:
+        """The model's own."""
+        return self.pools[0]
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -76,7 +84,7 @@ class Scheduler:
         Raises:
             UsageError: it could never fit, however long it waits.
         """
-        seats, positions = request.strategy.seats, self.first + request.strategy.positions
+        seats, positions = request.strategy.seats, self.firsts[0] + request.strategy.positions
         if seats > self.max_running:
             raise UsageError(
                 f"a request of {seats} sequences at once does not fit a batch of {self.max_running}: ask for fewer, or "
@@ -93,7 +101,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """The work of the next step."""
         self._admit()
-        step, planned = Step(), self._plan()
+        model = self._begin_rows()
+        step, planned = Step(model), self._plan(model)
         for request in list(self.running):  # the oldest first, so that it is never the one that gives way
             pieces, granted = planned.get(request, []), Step()
             while request in self.running and not self._grant(request, pieces, granted):
@@ -116,8 +125,8 @@ class Scheduler:
         for parent in decision.keep:
             slot = before[parent]
             if parent in used:
-                self.pool.share(slot.blocks)
-                slot = Slot(list(slot.ids), slot.length, list(slot.blocks))
+                self.pools[slot.model].share(slot.blocks)
+                slot = Slot(list(slot.ids), slot.length, list(slot.blocks), model=slot.model)
             used.add(parent)
             request.slots.append(slot)
         for index, slot in enumerate(before):
@@ -139,28 +148,46 @@ class Scheduler:
             request = self.waiting[0]
             seats = sum(other.strategy.seats for other in self.running) + request.strategy.seats
             request.slots = request.slots or [
-                Slot(length=self.first, pending=row if row.ids else None) for row in request.strategy.rows()
+                Slot(length=self.firsts[row.model], pending=row if row.ids else None, model=row.model)
+                for row in request.strategy.rows()
             ]
-            room = len(self.pool.free) - sum(map(self._lacking, self.running))
-            if seats > self.max_running or self._lacking(request) > room:
+            if seats > self.max_running or not all(self._has_room(model, request) for model in range(len(self.pools))):
                 break
             self.running.append(self.waiting.popleft())
             for slot in request.slots:
-                slot.wished = self.pool.wish(self._blocks_for(self.first + request.strategy.positions))
+                positions = self.firsts[slot.model] + request.strategy.positions
+                slot.wished = self.pools[slot.model].wish(self._blocks_for(positions))
 
-    def _lacking(self, request: Request) -> int:
-        """Blocks that its rows will still take."""
-        slots = [slot for slot in request.slots if slot.pending]
+    def _has_room(self, model: int, request: Request) -> bool:
+        """Blocks are left for one more beside what runs."""
+        room = len(self.pools[model].free) - sum(self._lacking(model, other) for other in self.running)
+        return self._lacking(model, request) <= room
+
+    def _lacking(self, model: int, request: Request) -> int:
+        """Blocks of a model that its rows will still take."""
+        slots = [slot for slot in request.slots if slot.pending and slot.model == model]
         return sum(max(0, self._blocks_for(_end(slot)) - len(slot.blocks)) for slot in slots)
 
-    def _plan(self) -> dict[Request, list[tuple[int, int]]]:
-        """Of each request, which of its sequences run how many tokens."""
-        rows: list[tuple[Request, int, int]] = []
+    def _begin_rows(self) -> int:
+        """See that all who run have something to run; says which model's turn it is.
+
+        A draft goes first: the model itself, which costs more, then runs for all together.
+        """
         for request in self.running:
             if all(slot.pending is None for slot in request.slots):
                 for slot, row in zip(request.slots, request.strategy.rows(), strict=True):
                     slot.pending = row if row.ids else None
-            rows += [(request, n, len(slot.pending.ids)) for n, slot in enumerate(request.slots) if slot.pending]
+        pending = (slot.model for request in self.running for slot in request.slots if slot.pending)
+        return max(pending, default=0)
+
+    def _plan(self, model: int) -> dict[Request, list[tuple[int, int]]]:
+        """Of each request, which of a model's sequences run how many tokens."""
+        rows = [
+            (request, index, len(slot.pending.ids))
+            for request in self.running
+            for index, slot in enumerate(request.slots)
+            if slot.pending and slot.model == model
+        ]
         budget, planned = self.max_step_tokens, dict[Request, list[tuple[int, int]]]()
         for request, index, count in sorted(rows, key=lambda row: row[2] > SHORT):
             if budget <= 0:
@@ -174,14 +201,15 @@ class Scheduler:
         """Blocks of its own for all that the pieces write; False where there are no more."""
         for index, count in pieces:
             slot = request.slots[index]
+            pool = self.pools[slot.model]
             begin = min(
                 slot.length // self.block, len(slot.blocks)
             )  # what stands before the first token wants blocks too
             for place in range(begin, self._blocks_for(slot.length + count)):
                 held = slot.blocks[place] if place < len(slot.blocks) else None
-                if held is not None and self.pool.holders[held] == 1:
+                if held is not None and pool.holders[held] == 1:
                     continue
-                block = self.pool.take(slot.wished)
+                block = pool.take(slot.wished)
                 if block is None:
                     return False
                 if held is None:
@@ -190,7 +218,7 @@ class Scheduler:
                 else:  # others hold it as well, and go on otherwise
                     slot.blocks[place] = block
                     granted.copies.append((held, block))
-                    self.pool.release([held])
+                    pool.release([held])
         return True
 
     def _cut(self, request: Request, index: int, count: int) -> Work:
@@ -213,13 +241,14 @@ class Scheduler:
             row = slot.pending or Row([], wanted=0)
             pending = row._replace(ids=slot.ids + row.ids)
             self._empty(slot)
-            slot.ids, slot.length, slot.pending = [], self.first, pending
+            slot.ids, slot.length = [], self.firsts[slot.model]
+            slot.pending = pending if pending.ids else None
         self.running.remove(request)
         self.waiting.appendleft(request)
 
     def _empty(self, slot: Slot) -> None:
-        self.pool.release(slot.blocks)
-        self.pool.unwish(slot.wished)
+        self.pools[slot.model].release(slot.blocks)
+        self.pools[slot.model].unwish(slot.wished)
         slot.blocks = []
 
     def _blocks_for(self, positions: int) -> int:

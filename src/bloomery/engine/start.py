@@ -19,7 +19,12 @@ from bloomery.ops.attention import BLOCK
 
 
 def start_engine(
-    decoder: Decoder, options: EngineOptions, *, max_seq_len: int, beginning: Beginning | None = None
+    decoder: Decoder,
+    options: EngineOptions,
+    *,
+    max_seq_len: int,
+    beginning: Beginning | None = None,
+    draft: Decoder | None = None,
 ) -> Engine:
     """An engine that is ready.
 
@@ -45,12 +50,14 @@ def start_engine(
         max_step_tokens=options.max_step_tokens,
         blocks=most if held is None else min(most, -(-held // BLOCK)),
         beginning=beginning,
+        draft=draft,
         shapes=shapes,
         cache_dtype=pick_dtype(options.cache_dtype),
         softmax_dtype=pick_dtype(options.softmax_dtype),
     )
     if options.compile:
-        compile_(decoder, fixed=options.shapes == "static")
+        for model in (decoder,) if draft is None else (decoder, draft):
+            compile_(model, fixed=options.shapes == "static")
     if options.warmup:
         logger.info("warmed up %d shapes of a step in %.2f s", len(shapes.steps()), engine.warm_up())
     return engine

@@ -3,6 +3,7 @@
 A way to generate is one class of `engine/strategies`.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, Self
 
 from torch import Tensor
@@ -16,6 +17,7 @@ class Row(NamedTuple):
     ids: list[int]
     wanted: int
     head: bool = True  # False: only hidden states are wanted, so the head is not computed
+    model: int = 0  # which model runs it, the same for all rows of a sequence; 1 is the draft
 
 
 class Token(NamedTuple):
@@ -24,6 +26,15 @@ class Token(NamedTuple):
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What guessing brought to a text: tokens that were `proposed` and `accepted`, and how often the model ran."""
+
+    proposed: int
+    accepted: int
+    steps: int
 
 
 class Matcher(Protocol):
@@ -40,13 +51,14 @@ class Matcher(Protocol):
 
 class Said(NamedTuple):
     """What a step adds to one text of a request. `score` is what texts were ranked by, where they were; `matcher` the
-    one that has watched this text."""
+    one that has watched this text; `speculation` comes with the end of a text whose tokens were guessed first."""
 
     tokens: tuple[Token, ...] = ()
     finish: FinishReason | None = None
     choice: int = 0
     score: float | None = None
     matcher: Matcher | None = None
+    speculation: Speculation | None = None
 
 
 class Decision(NamedTuple):
@@ -72,7 +84,7 @@ class Strategy(Protocol):
 
     @property
     def seats(self) -> int:
-        """The most sequences that it will ever have at once."""
+        """The most sequences of one model that it will ever have at once."""
         ...
 
     @property

@@ -16,22 +16,24 @@ from bloomery.ops.random import uniform
 
 
 @dataclass
-class _Text:
+class Text:
     """One of a request's texts, and what the last step did to it."""
 
     choice: int
     continuation: Continuation
     finish: FinishReason | None = None
+    told: int = 0
+    """Tokens that have been said."""
 
     @property
     def mean_logprob(self) -> float:
         """Of its tokens, as the model had them."""
         return fsum(token.logprob or 0.0 for token in self.continuation.tokens) / len(self.continuation)
 
-    def said(self, count: int, **ranked: Any) -> Said:
-        """Its last `count` tokens."""
-        tokens = tuple(self.continuation.tokens[-count:])
-        return Said(tokens, self.finish, matcher=self.continuation.matcher, **({"choice": self.choice} | ranked))
+    def said(self, **ranked: Any) -> Said:
+        """Its tokens that have not been said."""
+        new, self.told = tuple(self.continuation.tokens[self.told :]), len(self.continuation)
+        return Said(new, self.finish, matcher=self.continuation.matcher, **({"choice": self.choice} | ranked))
 
 
 class Sampling:
@@ -53,9 +55,9 @@ class Sampling:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.rules = Rules(prompt, params, eos_ids, clock=clock)
-        self.texts = [_Text(0, Continuation(self.rules, matcher))]
+        self.texts = [Text(0, Continuation(self.rules, matcher))]
         self._running = list(self.texts)  # one for each sequence
-        self._stepped: list[tuple[int, _Text]] = []  # what got a token, behind which sequence
+        self._stepped: list[tuple[int, Text]] = []  # what got a token, behind which sequence
 
     @property
     def seats(self) -> int:
@@ -77,42 +79,45 @@ class Sampling:
         processed = self._running[index].continuation.process(raw)
         if self._at_prompt:
             first = self.texts[0].continuation
-            self.texts += [_Text(choice, first.fork()) for choice in range(1, self.seats)]
+            self.texts += [Text(choice, first.fork()) for choice in range(1, self.seats)]
             extended = self.texts
         else:
             extended = [self._running[index]]
         for text in extended:
-            self._extend(text, raw, processed)
+            self._add(text, self._choose(text, processed), raw)
             self._stepped.append((index, text))
 
     def decide(self) -> Decision:
         stepped, self._stepped = self._stepped, []
         going = [(parent, text) for parent, text in stepped if text.finish is None]
         self._running = [text for _, text in going]
-        if self.rules.params.best_of is None:
-            said = [text.said(1) for _, text in stepped]
-        else:
-            said = [] if going else self._best()
-        return Decision(tuple(said), done=not going, keep=tuple(parent for parent, _ in going))
+        said = self._say([text for _, text in stepped])
+        return Decision(said, done=not going, keep=tuple(parent for parent, _ in going))
 
     @property
     def _at_prompt(self) -> bool:
         return not self.texts[0].continuation.tokens
 
-    def _extend(self, text: _Text, raw: Tensor, processed: Tensor) -> None:
+    def _choose(self, text: Text, processed: Tensor) -> int:
         if self.rules.params.temperature == 0:
-            chosen = int(processed.argmax())
-        else:
-            chosen = inverse_cdf(processed, uniform(self.rules.seed, len(text.continuation), text.choice))
+            return int(processed.argmax())
+        return inverse_cdf(processed, uniform(self.rules.seed, len(text.continuation), text.choice))
+
+    def _add(self, text: Text, chosen: int, raw: Tensor) -> None:
         if self.rules.params.best_of is None:
             token = text.continuation.token(chosen, raw)
         else:  # which are the best shows in what is reported
             token = reported(chosen, raw, self.rules.params.logprobs or 0)
         text.finish = text.continuation.add(token)
 
-    def _best(self) -> list[Said]:
+    def _say(self, stepped: list[Text]) -> tuple[Said, ...]:
+        """What there is to say of texts that got tokens: with `best_of` nothing before all have ended."""
+        if self.rules.params.best_of is None:
+            return tuple(self._said(text) for text in stepped)
+        if any(text.finish is None for text in self.texts):
+            return ()
         ranked = sorted(self.texts, key=lambda text: -text.mean_logprob)[: self.rules.params.num_return_sequences]
-        return [
-            text.said(len(text.continuation), choice=choice, score=text.mean_logprob)
-            for choice, text in enumerate(ranked)
-        ]
+        return tuple(self._said(text, choice=n, score=text.mean_logprob) for n, text in enumerate(ranked))
+
+    def _said(self, text: Text, **ranked: Any) -> Said:
+        return text.said(**ranked)
