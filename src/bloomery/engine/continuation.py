@@ -6,13 +6,14 @@ Every way to generate goes through here, so an option means the same in all of t
 import math
 from collections.abc import Callable
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import build_processors, likely_culprits
-from bloomery.engine.strategy import FinishReason, Matcher, Token
+from bloomery.engine.strategy import FinishReason, Matcher, Strategy, Token
 from bloomery.errors import BloomeryError
 from bloomery.ops.random import fresh_seed
 
@@ -60,6 +61,22 @@ class Rules:
         limit = self.params.max_time
         return limit is not None and self._clock() - self._began > limit
 
+    def check_numbers(self, logits: Tensor, where: str) -> None:
+        """Raises BloomeryError where a model gave what is no number, unless that is to be gone on from."""
+        # A NaN is the maximum of anything.
+        if not (self.params.remove_invalid_values or math.isfinite(logits.max())):
+            raise BloomeryError(
+                f"the model gave logits that are not finite {where}: "
+                "try dtype float32, and 'bloomery verify' on the checkpoint"
+            )
+
+
+class Generating(Strategy, Protocol):
+    """A strategy that makes texts."""
+
+    @property
+    def rules(self) -> Rules: ...
+
 
 class Continuation:
     """A text behind a request's prompt."""
@@ -86,12 +103,7 @@ class Continuation:
         Raises:
             BloomeryError: the model gave what is no number, or no token is left.
         """
-        # A NaN is the maximum of anything.
-        if not (self.rules.params.remove_invalid_values or math.isfinite(logits.max())):
-            raise BloomeryError(
-                f"the model gave logits that are not finite at generated token {len(self)}: "
-                "try dtype float32, and 'bloomery verify' on the checkpoint"
-            )
+        self.rules.check_numbers(logits, f"at generated token {len(self)}")
         if not self.rules.processors:
             return logits
         history, rows = self._ids(logits.device), logits[None]

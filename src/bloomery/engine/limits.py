@@ -67,13 +67,14 @@ REAL = {
     "encoder_repetition_penalty": _POSITIVE,
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
+    "guidance_scale": Limit(-math.inf, math.inf, "()", "give a finite number; 1 is no guidance"),
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
 TEXTS = ("stop_strings", "bad_words")
-IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "negative_prompt_ids")
 FLAGS = ("ignore_eos", "remove_invalid_values", "renormalize_logits")
-REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty")
+REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty", "guidance_scale")
 """Numbers that are never unset."""
 ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
 """Options of a beam search only, and their defaults."""
@@ -96,6 +97,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = _texts(name, values[name])
     for name in IDS:
         values[name] = _id_list(name, values[name])
+    negative = values["negative_prompt"]
+    _check(negative is None or isinstance(negative, str), f"negative_prompt is {negative!r}: give a text")
     for name in FLAGS:
         _check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
     early = values["early_stopping"]
@@ -157,6 +160,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     )
     _check_forced(values)
     _check_several(values)
+    _check_guidance(values)
 
 
 def _check_several(values: Mapping[str, Any]) -> None:
@@ -179,6 +183,15 @@ def _check_several(values: Mapping[str, Any]) -> None:
             most is None or texts <= most,
             f"num_return_sequences {texts} is more than {name} {most} finds: raise {name}, or ask for fewer",
         )
+
+
+def _check_guidance(values: Mapping[str, Any]) -> None:
+    given = [name for name in ("negative_prompt", "negative_prompt_ids") if values[name] not in (None, ())]
+    _check(len(given) < 2, "negative_prompt and negative_prompt_ids are two of one kind: drop one of them")
+    _check(
+        not given or values["guidance_scale"] != 1,
+        f"{''.join(given)} would have no effect without guidance: set guidance_scale, such as 1.5, or leave it out",
+    )
 
 
 def _check_forced(values: Mapping[str, Any]) -> None:

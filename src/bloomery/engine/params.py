@@ -45,6 +45,12 @@ class SamplingParams:
     """Sample among tokens at least this likely."""
     eta_cutoff: float | None = None
     """As epsilon_cutoff, but lower where the distribution is flat: min(eta, sqrt(eta) exp(-entropy))."""
+    guidance_scale: float = 1.0
+    """How much the text is led by what sets its prompt apart from the negative one; 1 is not at all."""
+    negative_prompt: str | None = None
+    """With guidance_scale: the text to lead away from; unset is the prompt's last token."""
+    negative_prompt_ids: tuple[int, ...] = ()
+    """The same as token ids."""
     repetition_penalty: float | None = None
     """Divide the logit of every token of prompt and text by this (multiply a negative one); above 1 repeats less."""
     encoder_repetition_penalty: float | None = None
@@ -112,6 +118,16 @@ class SamplingParams:
         return self.max_new_tokens or DEFAULT_NEW_TOKENS
 
     @property
+    def texts(self) -> int:
+        """Texts that one request generates, of which it may give fewer."""
+        return max(self.num_beams, self.best_of or 1, self.num_return_sequences)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second sequence runs beside each."""
+        return self.guidance_scale != 1
+
+    @property
     def sequences(self) -> int:
         """Most sequences that one request has at a time."""
-        return max(self.num_beams, self.best_of or 1, self.num_return_sequences)
+        return self.texts * (2 if self.guided else 1)

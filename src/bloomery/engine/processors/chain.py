@@ -131,6 +131,7 @@ def check_vocabulary(params: SamplingParams, size: int) -> None:
         "forced_bos_token_id": [] if params.forced_bos_token_id is None else [params.forced_bos_token_id],
         "forced_eos_token_id": params.forced_eos_token_id,
         "suppress_tokens": params.suppress_tokens,
+        "negative_prompt_ids": params.negative_prompt_ids,
         "begin_suppress_tokens": params.begin_suppress_tokens,
     }
     for name, ids in named.items():

@@ -1,18 +1,11 @@
 """The strategy that a request's options ask for."""
 
-from typing import Protocol
-
-from bloomery.engine.continuation import Rules
+from bloomery.engine.continuation import Generating
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.beams import BeamSearch
+from bloomery.engine.strategies.guided import Guided
 from bloomery.engine.strategies.sampling import Sampling
-from bloomery.engine.strategy import Matcher, Strategy
-
-
-class Generating(Strategy, Protocol):
-    """A strategy that makes texts."""
-
-    rules: Rules
+from bloomery.engine.strategy import Matcher
 
 
 def build_strategy(
@@ -26,6 +19,16 @@ def build_strategy(
     Raises:
         UsageError: an option cannot be met behind this prompt.
     """
+    strategy = _choosing(prompt, params, eos_ids, matcher)
+    if params.guided:
+        strategy = Guided(strategy, list(params.negative_prompt_ids or prompt[-1:]), params.guidance_scale)
+    return strategy
+
+
+def _choosing(
+    prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...], matcher: Matcher | None
+) -> Generating:
+    """What runs a text, or several, and chooses their tokens."""
     if params.num_beams > 1:
         return BeamSearch(prompt, params, eos_ids, matcher)
     return Sampling(prompt, params, eos_ids, matcher)

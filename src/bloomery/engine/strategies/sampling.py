@@ -59,7 +59,7 @@ class Sampling:
 
     @property
     def seats(self) -> int:
-        return self.rules.params.sequences
+        return self.rules.params.texts
 
     @property
     def positions(self) -> int:
