@@ -1,4 +1,4 @@
-"""Guidance against transformers: the same tokens; beams and several texts by its formula, computed anew at each step."""
+"""Guidance against transformers: the same tokens; beams and several texts by its formula, computed anew each step."""
 
 import pytest
 import torch

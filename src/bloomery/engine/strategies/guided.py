@@ -1,4 +1,4 @@
-"""Guidance around any way to generate: a second sequence for each of its own, behind another prompt, with the same text.
+"""Guidance around any way to generate: beside each of its sequences another, behind another prompt, with its text.
 
 Knows neither how tokens are chosen nor what becomes of the texts: that is asked of the strategy inside.
 """
