@@ -67,6 +67,7 @@ REAL = {
     "encoder_repetition_penalty": _POSITIVE,
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
+    "penalty_alpha": Limit(0, 1, "(]", "give a number in (0, 1], such as 0.6; greedy is to leave it out"),
     "guidance_scale": Limit(-math.inf, math.inf, "()", "give a finite number; 1 is no guidance"),
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
@@ -148,8 +149,10 @@ def check_together(values: Mapping[str, Any]) -> None:
             most is None or value <= reach,
             f"{name} {value} cannot be reached within max_length {most}: drop {name}, or raise max_length",
         )
+    _check_contrastive(values)
     if values["temperature"] == 0:
-        idle = [name for name in ONLY_SAMPLING if values[name] is not None]
+        used = ("top_k",) if values["penalty_alpha"] is not None else ()
+        idle = [name for name in ONLY_SAMPLING if values[name] is not None and name not in used]
         _check(
             not idle,
             f"{' and '.join(idle)} would have no effect at temperature 0 (greedy): set a temperature, such as 0.8",
@@ -182,6 +185,20 @@ def _check_several(values: Mapping[str, Any]) -> None:
         _check(
             most is None or texts <= most,
             f"num_return_sequences {texts} is more than {name} {most} finds: raise {name}, or ask for fewer",
+        )
+
+
+def _check_contrastive(values: Mapping[str, Any]) -> None:
+    """Contrastive search has candidates to choose among, one text, and nothing that chooses otherwise."""
+    if values["penalty_alpha"] is None:
+        return
+    _check((values["top_k"] or 0) > 1, "penalty_alpha chooses among the top_k likeliest tokens: give top_k, such as 4")
+    others = {"temperature": 0, "num_beams": 1, "num_return_sequences": 1, "best_of": None, "guidance_scale": 1}
+    for name, off in others.items():
+        _check(
+            values[name] == off,
+            f"penalty_alpha and {name} {values[name]} do not go together, since contrastive search finds one text and "
+            "draws nothing: drop one of them",
         )
 
 

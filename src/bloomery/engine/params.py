@@ -34,7 +34,7 @@ class SamplingParams:
     top_h: float | None = None
     """Sample among the likeliest tokens that hold this part of the entropy of the 100 likeliest."""
     top_k: int | None = None
-    """Sample among the k most likely tokens only."""
+    """Sample among the k most likely tokens only; with penalty_alpha, the number of candidates."""
     top_p: float | None = None
     """Sample among the smallest set of tokens whose probabilities reach p."""
     min_p: float | None = None
@@ -96,6 +96,9 @@ class SamplingParams:
     early_stopping: bool | Literal["never"] = False
     """When a beam search ends: True with num_beams finished texts; False where no better one is to be expected; never
     where there can be none."""
+    penalty_alpha: float | None = None
+    """Contrastive search: of the top_k likeliest tokens, the one that is also least like those before it; how much that
+    counts, from 0 to 1."""
     seed: int | None = None
     """Fixes the tokens, whatever else runs in the batch; unset draws one."""
     ignore_eos: bool = False
@@ -130,4 +133,5 @@ class SamplingParams:
     @property
     def sequences(self) -> int:
         """Most sequences that one request has at a time."""
-        return self.texts * (2 if self.guided else 1)
+        candidates = self.top_k if self.penalty_alpha is not None and self.top_k else 1
+        return self.texts * candidates * (2 if self.guided else 1)

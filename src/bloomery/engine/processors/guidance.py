@@ -7,8 +7,8 @@ from torch import Tensor
 class Guidance:
     """Away from `against`, the logits behind another prompt: (B, V), set anew before each call.
 
-    With log-probabilities p of the text and n of the other, scale × (p - n) + n (Sanchez et al. 2023, arXiv 2306.17806): 1
-    is the text alone, 0 the other, and above 1 counts what sets the text apart.
+    With log-probabilities p of the text and n of the other, scale × (p - n) + n (Sanchez et al. 2023,
+    https://arxiv.org/abs/2306.17806): 1 is the text alone, 0 the other, and above 1 counts what sets the text apart.
     """
 
     def __init__(self, scale: float) -> None:

@@ -3,6 +3,7 @@
 from bloomery.engine.continuation import Generating
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.beams import BeamSearch
+from bloomery.engine.strategies.contrastive import ContrastiveSearch
 from bloomery.engine.strategies.guided import Guided
 from bloomery.engine.strategies.sampling import Sampling
 from bloomery.engine.strategy import Matcher
@@ -31,4 +32,6 @@ def _choosing(
     """What runs a text, or several, and chooses their tokens."""
     if params.num_beams > 1:
         return BeamSearch(prompt, params, eos_ids, matcher)
+    if params.penalty_alpha is not None:
+        return ContrastiveSearch(prompt, params, eos_ids, matcher)
     return Sampling(prompt, params, eos_ids, matcher)
