@@ -12,9 +12,10 @@ class Completion:
     """One of the texts behind a prompt.
 
     `text` is without the prompt; `token_ids` hold every token, an end-of-sequence one included; `logprobs` is None
-    unless they were asked for; `seed` gives the same tokens again; `choice` is its number among those of its prompt;
-    `score` is what these were ranked by, None where they were not: of beams their log-probability over their length to
-    the power of length_penalty, with best_of the mean log-probability of the tokens.
+    unless they were asked for, and so is `prompt_logprobs`, of the prompt's tokens but the first; `seed` gives the same
+    tokens again; `choice` is its number among those of its prompt; `score` is what these were ranked by, None where
+    they were not: of beams their log-probability over their length to the power of length_penalty, with best_of the
+    mean log-probability of the tokens.
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,6 +27,7 @@ class Completion:
     seed: int
     choice: int = 0
     score: float | None = None
+    prompt_logprobs: tuple[Token, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,5 @@ def completed(rules: Rules, said: Said, tokens: list[Token], text: str, timings:
         seed=rules.seed,
         choice=said.choice,
         score=said.score,
+        prompt_logprobs=said.prompt,
     )

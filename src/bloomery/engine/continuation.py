@@ -119,7 +119,7 @@ class Continuation:
     def token(self, chosen: int, raw: Tensor) -> Token:
         """A token with what is to be reported of it, given the model's logits (V,) for its place."""
         count = self.rules.params.logprobs
-        return Token(chosen) if count is None else reported(chosen, raw, count)
+        return Token(chosen) if count is None else reported([chosen], raw[None], count)[0]
 
     def add(self, token: Token) -> FinishReason | None:
         """Take one more token; says whether the text ends with it."""
@@ -143,8 +143,12 @@ class Continuation:
         return self._history[:, :length]
 
 
-def reported(chosen: int, raw: Tensor, count: int) -> Token:
-    """A token, its log-probability among the model's logits (V,), and the `count` likeliest."""
+def reported(chosen: list[int], raw: Tensor, count: int) -> list[Token]:
+    """W tokens, each with its log-probability among the model's logits (W, V), and the `count` likeliest."""
     logprobs = raw.log_softmax(-1)
-    values, ids = logprobs.topk(min(count, len(logprobs)))
-    return Token(chosen, float(logprobs[chosen]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    values, ids = logprobs.topk(count)
+    own = logprobs.gather(-1, torch.tensor(chosen, dtype=torch.long, device=raw.device)[:, None]).flatten().tolist()
+    return [
+        Token(token, logprob, tuple(zip(*top, strict=True)))
+        for token, logprob, *top in zip(chosen, own, ids.tolist(), values.tolist(), strict=True)
+    ]

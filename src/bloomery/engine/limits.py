@@ -52,6 +52,7 @@ WHOLE = {
     "forced_bos_token_id": _from(0, "a token's id is 0 or more"),
     "seed": Limit(0, 2**64 - 1, "[]", "give a whole number from 0 to 2^64 - 1"),
     "logprobs": _from(0, "give 0 or more"),
+    "prompt_logprobs": _from(0, "give 0 or more"),
     "num_return_sequences": _from(1, "ask for at least 1 text"),
     "best_of": _from(1),
     "num_beams": _from(1, "give at least 1; 1 is no search"),

@@ -107,6 +107,8 @@ class SamplingParams:
     """End the text before the first of these; may be given several times."""
     logprobs: int | None = None
     """Report (with --json) each token's log-probability, and those of this many likeliest."""
+    prompt_logprobs: int | None = None
+    """Report (with --json) the same of every token of the prompt but the first."""
 
     def __post_init__(self) -> None:
         values = canonical({field.name: getattr(self, field.name) for field in fields(self)})

@@ -40,13 +40,14 @@ class Matcher(Protocol):
 
 class Said(NamedTuple):
     """What a step adds to one text of a request. `score` is what texts were ranked by, where they were; `matcher` the
-    one that has watched this text."""
+    one that has watched this text; `prompt` the prompt's tokens but the first, where they were to be reported."""
 
     tokens: tuple[Token, ...] = ()
     finish: FinishReason | None = None
     choice: int = 0
     score: float | None = None
     matcher: Matcher | None = None
+    prompt: tuple[Token, ...] | None = None
 
 
 class Decision(NamedTuple):

@@ -5,6 +5,7 @@ from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.beams import BeamSearch
 from bloomery.engine.strategies.contrastive import ContrastiveSearch
 from bloomery.engine.strategies.guided import Guided
+from bloomery.engine.strategies.prompt_scores import PromptScores
 from bloomery.engine.strategies.sampling import Sampling
 from bloomery.engine.strategy import Matcher
 
@@ -23,6 +24,8 @@ def build_strategy(
     strategy = _choosing(prompt, params, eos_ids, matcher)
     if params.guided:
         strategy = Guided(strategy, list(params.negative_prompt_ids or prompt[-1:]), params.guidance_scale)
+    if params.prompt_logprobs is not None:
+        strategy = PromptScores(strategy, params.prompt_logprobs)
     return strategy
 
 

@@ -107,7 +107,7 @@ class Sampling:
         if self.rules.params.best_of is None:
             token = text.continuation.token(chosen, raw)
         else:  # which are the best shows in what is reported
-            token = reported(chosen, raw, self.rules.params.logprobs or 0)
+            token = reported([chosen], raw[None], self.rules.params.logprobs or 0)[0]
         text.finish = text.continuation.add(token)
 
     def _best(self) -> list[Said]:
