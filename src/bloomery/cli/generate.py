@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import perf_counter
 
 from bloomery.bench.bandwidth import read_bandwidth
@@ -135,7 +135,7 @@ class _Output:
 
 
 def _as_json(done: Completion) -> dict[str, object]:
-    value = asdict(done)
+    value = asdict(replace(done, logprobs=None, prompt_logprobs=None))
     for name, tokens in (("logprobs", done.logprobs), ("prompt_logprobs", done.prompt_logprobs)):
         if tokens is None:
             del value[name]

@@ -69,7 +69,8 @@ REAL = {
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
     "penalty_alpha": Limit(0, 1, "(]", "give a number in (0, 1], such as 0.6; greedy is to leave it out"),
-    "guidance_scale": Limit(-math.inf, math.inf, "()", "give a finite number; 1 is no guidance"),
+    # Log-probabilities multiplied by far more would leave the numbers.
+    "guidance_scale": Limit(-1e6, 1e6, "[]", "give a number from -1e6 to 1e6; 1 is no guidance"),
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }

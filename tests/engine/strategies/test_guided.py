@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from bloomery import LLM, BloomeryError, SamplingParams, UsageError
+from bloomery.engine.engine import Engine
 from bloomery.ops.random import uniform
 from talker import EOS, build_talker
 
@@ -156,14 +157,17 @@ def test_a_negative_prompt_may_be_text(llm):
     assert said[0].token_ids == ids[0].token_ids
 
 
-def test_guided_texts_are_the_same_in_small_steps_and_few_seats(llm, folder):
+def test_guided_texts_are_the_same_in_small_steps_on_few_seats_and_after_giving_way(llm, folder):
     params = SamplingParams(
         max_new_tokens=NEW, guidance_scale=2.0, temperature=1.0, seed=3, negative_prompt_ids=NEGATIVE
     )
-    small = LLM(folder, max_batch_size=2)
+    small, narrow = LLM(folder, max_batch_size=2), LLM(folder, max_batch_size=8)
     small.engine.scheduler.max_step_tokens = 7
+    narrow.engine = Engine(narrow.decoder, max_seq_len=512, max_batch_size=8, blocks=6)
     wanted = [one.token_ids for one in llm.generate(PROMPTS, params)]
     assert [one.token_ids for one in small.generate(PROMPTS, params)] == wanted
+    assert [one.token_ids for one in narrow.generate(PROMPTS, params)] == wanted
+    assert narrow.engine.scheduler.preempted
 
 
 def test_reported_logprobs_are_the_models_own_and_not_guided(llm, model):
@@ -191,8 +195,9 @@ def test_a_shadow_without_numbers_is_an_error_of_its_own(folder):
         ({"negative_prompt_ids": [5], "guidance_scale": 1}, "negative_prompt_ids would have no effect without"),
         ({"negative_prompt": "a", "negative_prompt_ids": [5], "guidance_scale": 2}, "drop one of them"),
         ({"negative_prompt": 5, "guidance_scale": 2}, "negative_prompt is 5: give a text"),
-        ({"guidance_scale": float("inf")}, "guidance_scale is inf: give a finite number"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan: give a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf: give a number from -1e6 to 1e6"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan: give a number from -1e6 to 1e6; 1 is no guidance"),
+        ({"guidance_scale": 1e30}, "guidance_scale is 1e\\+30: give a number from -1e6 to 1e6"),
     ],
 )
 def test_what_makes_no_sense_together_is_refused(options, said):
