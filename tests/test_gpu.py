@@ -15,7 +15,15 @@ def folder(tmp_path_factory):
     return build_talker(tmp_path_factory.mktemp("gpu") / "talker")
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 0.9, "seed": 3}], ids=["greedy", "sampled"])
+WAYS = {
+    "greedy": {},
+    "sampled": {"temperature": 0.9, "seed": 3},
+    "guided": {"guidance_scale": 2.0, "negative_prompt_ids": [8, 9, 10]},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+}
+
+
+@pytest.mark.parametrize("params", WAYS.values(), ids=WAYS)
 def test_fp32_tokens_on_a_gpu_equal_those_on_a_cpu(folder, params):
     wanted = SamplingParams(max_new_tokens=40, ignore_eos=True, **params)
     sides = [LLM(folder, device=device).generate(PROMPTS, wanted) for device in ("cpu", "cuda")]

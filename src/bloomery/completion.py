@@ -12,10 +12,10 @@ class Completion:
     """One of the texts behind a prompt.
 
     `text` is without the prompt; `token_ids` hold every token, an end-of-sequence one included; `logprobs` is None
-    unless they were asked for; `seed` gives the same tokens again; `choice` is its number among those of its prompt;
-    `score` is what these were ranked by, None where they were not: of beams their log-probability over their length to
-    the power of length_penalty, with best_of the mean log-probability of the tokens; `speculation` says what guessing
-    brought, None where nothing was guessed first.
+    unless they were asked for, and so is `prompt_logprobs`, of the prompt's tokens but the first; `seed` gives the same
+    tokens again; `choice` is its number among those of its prompt; `score` is what these were ranked by, None where
+    they were not: of beams their log-probability over their length to the power of length_penalty, with best_of the
+    mean log-probability of the tokens; `speculation` says what guessing brought, None where nothing was guessed first.
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,6 +28,7 @@ class Completion:
     choice: int = 0
     score: float | None = None
     speculation: Speculation | None = None
+    prompt_logprobs: tuple[Token, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,5 @@ def completed(rules: Rules, said: Said, tokens: list[Token], text: str, timings:
         choice=said.choice,
         score=said.score,
         speculation=said.speculation,
+        prompt_logprobs=said.prompt,
     )

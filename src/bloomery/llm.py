@@ -19,13 +19,14 @@ from bloomery.checkpoint.random import random_folder, refuse_without_memory
 from bloomery.checkpoint.tokenizer import open_tokenizer
 from bloomery.completion import Completion, Piece, Score, completed
 from bloomery.devices import pick_device, pick_dtype
+from bloomery.engine.continuation import Generating
 from bloomery.engine.engine import DecodeClock
 from bloomery.engine.options import EngineArguments, EngineOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
 from bloomery.engine.start import start_engine
-from bloomery.engine.strategies.build import Generating, build_strategy
+from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
 from bloomery.errors import UsageError
@@ -199,6 +200,9 @@ class LLM:
                 raise UsageError("the model has no tokenizer.json: give bad_words_ids instead of bad_words")
             found = [",".join(map(str, ids)) for word in params.bad_words for ids in word_ids(self.tokenizer, word)]
             params = replace(params, bad_words=(), bad_words_ids=(*params.bad_words_ids, *found))
+        if params.negative_prompt is not None:
+            ids = self.prompts.named("negative_prompt", params.negative_prompt)
+            params = replace(params, negative_prompt=None, negative_prompt_ids=tuple(ids))
         check_vocabulary(params, self.decoder.config.vocab_size)
         return params
 
@@ -207,6 +211,8 @@ class LLM:
             ids = self.prompts.with_room_for(params.most_new_tokens(0), prompt, truncate)
         else:
             ids = self.prompts.within(params.max_length, prompt, truncate)
+        most = params.most_new_tokens(len(ids))
+        self.prompts.refuse_without_room("negative_prompt", len(params.negative_prompt_ids), most)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""

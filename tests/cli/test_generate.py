@@ -70,6 +70,49 @@ def test_json_gives_one_object_a_prompt_in_order(capsys, folder):
     assert all(len(token["top"]) == 2 for token in rows[0]["logprobs"])
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["--num-beams", "3", "--num-return-sequences", "2"],
+        ["--temperature", "1", "--seed", "4", "--num-return-sequences", "3"],
+        ["--penalty-alpha", "0.6", "--top-k", "4"],
+        ["--guidance-scale", "1.5", "--negative-prompt", "a dog"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_json_gives_the_log_probabilities_of_prompt_and_text_in_every_way_to_generate(capsys, folder, way):
+    options = ("--json", "--max-new-tokens", "5", "--ignore-eos", "--logprobs", "2", "--prompt-logprobs", "1")
+    code, out, _ = run(capsys, "generate", "the cat sat", "a", "--model", folder, *options, *way)
+    assert code == 0
+    llm = LLM(folder)
+    for row in map(json.loads, out.splitlines()):
+        for name, given, ids in (
+            ("logprobs", row["prompt_ids"], row["token_ids"]),
+            ("prompt_logprobs", row["prompt_ids"][:1], row["prompt_ids"][1:]),
+        ):
+            assert [token["id"] for token in row[name]] == ids
+            wanted = llm.score([(given, ids)])[0].logprobs if ids else []
+            assert [token["logprob"] for token in row[name]] == pytest.approx(wanted, abs=1e-4)
+        assert {len(token["top"]) for token in row["logprobs"]} == {2}
+        assert {len(token["top"]) for token in row["prompt_logprobs"]} <= {1}
+
+
+def test_guidance_is_told_by_text_by_ids_and_by_a_recipe_alike(capsys, folder, tmp_path):
+    ids = LLM(folder).encode("a dog")
+    (tmp_path / "recipe.toml").write_text(f"guidance_scale = 2.0\nnegative_prompt_ids = {ids}\n")
+    command = ("generate", "the cat", "--model", folder, "--max-new-tokens", "12", "-q")
+    outs = {
+        run(capsys, *command, *way)[1]
+        for way in (
+            ["--guidance-scale", "2", "--negative-prompt", "a dog"],
+            ["--guidance-scale", "2", "--negative-prompt-ids", str(ids)],
+            ["--recipe", str(tmp_path / "recipe.toml")],
+        )
+    }
+    assert len(outs) == 1
+    assert outs != {run(capsys, *command)[1]}
+
+
 def test_many_prompts_come_out_in_order_and_whole(capsys, folder):
     texts = ["the cat", "a", "dog", "saw the"]
     options = ("--model", folder, "--max-new-tokens", "6", "--ignore-eos", "--max-batch-size", "2")
@@ -169,6 +212,10 @@ def test_lists_and_biases_mean_the_same_on_the_command_line_in_a_recipe_and_in_t
         (["--recipe", ""], "the recipe's name is empty"),
         (["--max-new-tokens", "3.7"], '--max-new-tokens: unable to convert "3.7" into int'),
         (["--logprobs", "2"], "--logprobs needs --json"),
+        (["--prompt-logprobs", "2"], "--prompt-logprobs needs --json"),
+        (["--negative-prompt", "a"], "negative_prompt would have no effect without guidance: set guidance_scale"),
+        (["--negative-prompt", "", "--guidance-scale", "2"], "negative_prompt: the prompt is empty"),
+        (["--penalty-alpha", "0.6"], "penalty_alpha chooses among the top_k likeliest tokens: give top_k"),
         (["--max-batch-size", "0"], "max_batch_size is 0: give at least 1"),
     ],
 )

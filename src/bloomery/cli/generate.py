@@ -22,8 +22,9 @@ from bloomery.model.size import nbytes, weights_read
 
 def run(options: GenerateOptions) -> int:
     """Generate, and say how fast. Ctrl-C keeps the text so far and exits with 130."""
-    if options.sampling.logprobs is not None and not options.json:
-        raise UsageError("--logprobs needs --json, which has a place for them")
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(options.sampling, name) is not None and not options.json:
+            raise UsageError(f"--{name.replace('_', '-')} needs --json, which has a place for them")
     if options.shape_seed is not None and options.shape is None:
         raise UsageError("--shape-seed is for --shape: to sample by a seed, give --seed")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
@@ -138,11 +139,12 @@ class _Output:
 
 
 def _as_json(done: Completion) -> dict[str, object]:
-    value = asdict(done)
-    if done.logprobs is None:
-        del value["logprobs"]
-    else:
-        value["logprobs"] = [{"id": t.id, "logprob": t.logprob, "top": t.top} for t in done.logprobs]
+    value = asdict(replace(done, logprobs=None, prompt_logprobs=None))
+    for name, tokens in (("logprobs", done.logprobs), ("prompt_logprobs", done.prompt_logprobs)):
+        if tokens is None:
+            del value[name]
+        else:
+            value[name] = [{"id": t.id, "logprob": t.logprob, "top": t.top} for t in tokens]
     return value
 
 

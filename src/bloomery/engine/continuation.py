@@ -6,13 +6,14 @@ Every way to generate goes through here, so an option means the same in all of t
 import math
 from collections.abc import Callable
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import build_processors, likely_culprits
-from bloomery.engine.strategy import FinishReason, Matcher, Token
+from bloomery.engine.strategy import FinishReason, Matcher, Strategy, Token
 from bloomery.errors import BloomeryError
 from bloomery.ops.random import fresh_seed
 
@@ -60,6 +61,22 @@ class Rules:
         limit = self.params.max_time
         return limit is not None and self._clock() - self._began > limit
 
+    def check_numbers(self, logits: Tensor, where: str) -> None:
+        """Raises BloomeryError where a model gave what is no number, unless that is to be gone on from."""
+        # A NaN is the maximum of anything.
+        if not (self.params.remove_invalid_values or math.isfinite(logits.max())):
+            raise BloomeryError(
+                f"the model gave logits that are not finite {where}: "
+                "try dtype float32, and 'bloomery verify' on the checkpoint"
+            )
+
+
+class Generating(Strategy, Protocol):
+    """A strategy that makes texts."""
+
+    @property
+    def rules(self) -> Rules: ...
+
 
 class Continuation:
     """A text behind a request's prompt."""
@@ -86,12 +103,7 @@ class Continuation:
         Raises:
             BloomeryError: the model gave what is no number, or no token is left.
         """
-        # A NaN is the maximum of anything.
-        if not (self.rules.params.remove_invalid_values or math.isfinite(logits.max())):
-            raise BloomeryError(
-                f"the model gave logits that are not finite at generated token {len(self)}: "
-                "try dtype float32, and 'bloomery verify' on the checkpoint"
-            )
+        self.rules.check_numbers(logits, f"at generated token {len(self)}")
         if not self.rules.processors:
             return logits
         history, rows = self._ids(logits.device), logits[None]
@@ -107,7 +119,7 @@ class Continuation:
     def token(self, chosen: int, raw: Tensor) -> Token:
         """A token with what is to be reported of it, given the model's logits (V,) for its place."""
         count = self.rules.params.logprobs
-        return Token(chosen) if count is None else reported(chosen, raw, count)
+        return Token(chosen) if count is None else reported([chosen], raw[None], count)[0]
 
     def add(self, token: Token) -> FinishReason | None:
         """Take one more token; says whether the text ends with it."""
@@ -131,8 +143,12 @@ class Continuation:
         return self._history[:, :length]
 
 
-def reported(chosen: int, raw: Tensor, count: int) -> Token:
-    """A token, its log-probability among the model's logits (V,), and the `count` likeliest."""
+def reported(chosen: list[int], raw: Tensor, count: int) -> list[Token]:
+    """W tokens, each with its log-probability among the model's logits (W, V), and the `count` likeliest."""
     logprobs = raw.log_softmax(-1)
-    values, ids = logprobs.topk(min(count, len(logprobs)))
-    return Token(chosen, float(logprobs[chosen]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    values, ids = logprobs.topk(count)
+    own = logprobs.gather(-1, torch.tensor(chosen, dtype=torch.long, device=raw.device)[:, None]).flatten().tolist()
+    return [
+        Token(token, logprob, tuple(zip(*top, strict=True)))
+        for token, logprob, *top in zip(chosen, own, ids.tolist(), values.tolist(), strict=True)
+    ]

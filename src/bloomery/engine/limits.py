@@ -52,6 +52,7 @@ WHOLE = {
     "forced_bos_token_id": _from(0, "a token's id is 0 or more"),
     "seed": Limit(0, 2**64 - 1, "[]", "give a whole number from 0 to 2^64 - 1"),
     "logprobs": _from(0, "give 0 or more"),
+    "prompt_logprobs": _from(0, "give 0 or more"),
     "num_return_sequences": _from(1, "ask for at least 1 text"),
     "best_of": _from(1),
     "num_beams": _from(1, "give at least 1; 1 is no search"),
@@ -70,13 +71,16 @@ REAL = {
     "encoder_repetition_penalty": _POSITIVE,
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
+    "penalty_alpha": Limit(0, 1, "(]", "give a number in (0, 1], such as 0.6; greedy is to leave it out"),
+    # Log-probabilities multiplied by far more would leave the numbers.
+    "guidance_scale": Limit(-1e6, 1e6, "[]", "give a number from -1e6 to 1e6; 1 is no guidance"),
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
 TEXTS = ("stop_strings", "bad_words")
-IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "negative_prompt_ids")
 FLAGS = ("ignore_eos", "remove_invalid_values", "renormalize_logits")
-REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty")
+REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty", "guidance_scale")
 """Numbers that are never unset."""
 ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
 """Options of a beam search only, and their defaults."""
@@ -99,6 +103,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = _texts(name, values[name])
     for name in IDS:
         values[name] = _id_list(name, values[name])
+    negative = values["negative_prompt"]
+    _check(negative is None or isinstance(negative, str), f"negative_prompt is {negative!r}: give a text")
     for name in FLAGS:
         _check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
     early = values["early_stopping"]
@@ -148,8 +154,10 @@ def check_together(values: Mapping[str, Any]) -> None:
             most is None or value <= reach,
             f"{name} {value} cannot be reached within max_length {most}: drop {name}, or raise max_length",
         )
+    _check_contrastive(values)
     if values["temperature"] == 0:
-        idle = [name for name in ONLY_SAMPLING if values[name] is not None]
+        used = ("top_k",) if values["penalty_alpha"] is not None else ()
+        idle = [name for name in ONLY_SAMPLING if values[name] is not None and name not in used]
         _check(
             not idle,
             f"{' and '.join(idle)} would have no effect at temperature 0 (greedy): set a temperature, such as 0.8",
@@ -161,6 +169,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     _check_forced(values)
     _check_several(values)
     _check_guesses(values)
+    _check_guidance(values)
 
 
 def _check_several(values: Mapping[str, Any]) -> None:
@@ -204,6 +213,43 @@ def _check_guesses(values: Mapping[str, Any]) -> None:
         _check(
             not value or beams == 1, f"{name} {value} guesses for one text, and num_beams {beams} searches: drop {name}"
         )
+
+
+def _check_contrastive(values: Mapping[str, Any]) -> None:
+    """Contrastive search has candidates to choose among, one text, and nothing that chooses otherwise."""
+    if values["penalty_alpha"] is None:
+        return
+    _check((values["top_k"] or 0) > 1, "penalty_alpha chooses among the top_k likeliest tokens: give top_k, such as 4")
+    others = {
+        "temperature": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "best_of": None,
+        "guidance_scale": 1,
+        "prompt_lookup_num_tokens": None,
+    }
+    for name, off in others.items():
+        _check(
+            values[name] == off,
+            f"penalty_alpha and {name} {values[name]} do not go together, since contrastive search finds one text and "
+            "draws nothing: drop one of them",
+        )
+
+
+def _check_guidance(values: Mapping[str, Any]) -> None:
+    """A negative prompt needs guidance, and guidance a step for each token."""
+    given = [name for name in ("negative_prompt", "negative_prompt_ids") if values[name] not in (None, ())]
+    _check(len(given) < 2, "negative_prompt and negative_prompt_ids are two of one kind: drop one of them")
+    _check(
+        not given or values["guidance_scale"] != 1,
+        f"{''.join(given)} would have no effect without guidance: set guidance_scale, such as 1.5, or leave it out",
+    )
+    scale, lookup = values["guidance_scale"], values["prompt_lookup_num_tokens"]
+    _check(
+        scale == 1 or not lookup,
+        f"guidance_scale {scale} compares two prompts at each token, and prompt_lookup_num_tokens {lookup} runs "
+        "several at once: drop prompt_lookup_num_tokens",
+    )
 
 
 def _check_forced(values: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class SamplingParams:
     top_h: float | None = None
     """Sample among the likeliest tokens that hold this part of the entropy of the 100 likeliest."""
     top_k: int | None = None
-    """Sample among the k most likely tokens only."""
+    """Sample among the k most likely tokens only; with penalty_alpha, the number of candidates."""
     top_p: float | None = None
     """Sample among the smallest set of tokens whose probabilities reach p."""
     min_p: float | None = None
@@ -45,6 +45,12 @@ class SamplingParams:
     """Sample among tokens at least this likely."""
     eta_cutoff: float | None = None
     """As epsilon_cutoff, but lower where the distribution is flat: min(eta, sqrt(eta) exp(-entropy))."""
+    guidance_scale: float = 1.0
+    """How much the text is led by what sets its prompt apart from the negative one; 1 is not at all."""
+    negative_prompt: str | None = None
+    """With guidance_scale: the text to lead away from; unset is the prompt's last token."""
+    negative_prompt_ids: tuple[int, ...] = ()
+    """The same as token ids."""
     repetition_penalty: float | None = None
     """Divide the logit of every token of prompt and text by this (multiply a negative one); above 1 repeats less."""
     encoder_repetition_penalty: float | None = None
@@ -96,6 +102,9 @@ class SamplingParams:
     """With prompt_lookup_num_tokens: most of the last tokens that are looked up; unset is 2."""
     num_assistant_tokens: int | None = None
     """Most tokens that a draft model guesses a step; unset is 5, and 0 does without it."""
+    penalty_alpha: float | None = None
+    """Contrastive search: of the top_k likeliest tokens, the one that is also least like those before it; how much that
+    counts, from 0 to 1."""
     seed: int | None = None
     """Fixes the tokens, whatever else runs in the batch; unset draws one."""
     ignore_eos: bool = False
@@ -104,6 +113,8 @@ class SamplingParams:
     """End the text before the first of these; may be given several times."""
     logprobs: int | None = None
     """Report (with --json) each token's log-probability, and those of this many likeliest."""
+    prompt_logprobs: int | None = None
+    """Report (with --json) the same of every token of the prompt but the first."""
 
     def __post_init__(self) -> None:
         values = canonical({field.name: getattr(self, field.name) for field in fields(self)})
@@ -118,6 +129,17 @@ class SamplingParams:
         return self.max_new_tokens or DEFAULT_NEW_TOKENS
 
     @property
+    def texts(self) -> int:
+        """Texts that one request generates, of which it may give fewer."""
+        return max(self.num_beams, self.best_of or 1, self.num_return_sequences)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second sequence runs beside each."""
+        return self.guidance_scale != 1
+
+    @property
     def sequences(self) -> int:
         """Most sequences that one request has at a time."""
-        return max(self.num_beams, self.best_of or 1, self.num_return_sequences)
+        candidates = self.top_k if self.penalty_alpha is not None and self.top_k else 1
+        return self.texts * candidates * (2 if self.guided else 1)

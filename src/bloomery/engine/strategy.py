@@ -51,7 +51,8 @@ class Matcher(Protocol):
 
 class Said(NamedTuple):
     """What a step adds to one text of a request. `score` is what texts were ranked by, where they were; `matcher` the
-    one that has watched this text; `speculation` comes with the end of a text whose tokens were guessed first."""
+    one that has watched this text; with the end of a text come `speculation`, where its tokens were guessed first, and
+    `prompt`, the prompt's tokens but the first, where they were to be reported."""
 
     tokens: tuple[Token, ...] = ()
     finish: FinishReason | None = None
@@ -59,6 +60,7 @@ class Said(NamedTuple):
     score: float | None = None
     matcher: Matcher | None = None
     speculation: Speculation | None = None
+    prompt: tuple[Token, ...] | None = None
 
 
 class Decision(NamedTuple):

@@ -50,6 +50,21 @@ class PromptReader:
             raise UsageError(f"token id {wrong} is outside the model's vocabulary of {self.vocab_size}")
         return ids
 
+    def named(self, name: str, prompt: Prompt) -> list[int]:
+        """Ids of a text that an option gives. Raises UsageError as `encode`, with the option's name."""
+        try:
+            return self.encode(prompt)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+
+    def refuse_without_room(self, name: str, length: int, new: int) -> None:
+        """Raises UsageError where the tokens of an option's text, and `new` ones, are more than the context."""
+        if length + new > self.context:
+            raise UsageError(
+                f"{name} has {length} tokens, and {new} new ones leave room for {self.context - new} in the context of "
+                f"{self.context}{self.also}: shorten it, or ask for fewer new ones"
+            )
+
     def whole(self, prompt: Prompt) -> list[int]:
         """Ids of a text that is to be read as it is.
 

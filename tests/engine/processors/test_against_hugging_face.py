@@ -10,8 +10,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation import logits_process as hf
+from transformers.utils import ModelOutput
 
 from bloomery.engine.processors import forbid, penalties, warp
+from bloomery.engine.processors.guidance import Guidance
 
 # Not shrunk: an example is small as it is.
 FEW = settings(max_examples=30, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
@@ -192,6 +194,22 @@ def test_a_processor_changes_no_input_and_no_row_sees_another(name: str) -> None
             torch.testing.assert_close(together[row : row + 1], alone, atol=0, rtol=1e-6)
 
     holds()
+
+
+@FEW
+@given(case=cases(), scale=st.floats(0.1, 5))
+def test_guidance_equals_hugging_faces_given_what_the_model_says_behind_the_other_prompt(
+    case: Case, scale: float
+) -> None:
+    against = torch.randn(case.logits.shape)
+    said = ModelOutput(logits=against[:, None])
+    theirs = hf.UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, lambda *_, **__: said)
+    ours = Guidance(scale)
+    ours.against = against.clone()
+    kept = case.logits.clone()
+    torch.testing.assert_close(ours(case.history, case.logits), theirs(case.history, kept), atol=1e-6, rtol=1e-6)
+    assert torch.equal(case.logits, kept)
+    assert torch.equal(ours.against, against)
 
 
 @FEW

@@ -120,10 +120,12 @@ def check_vocabulary(params: SamplingParams, size: int) -> None:
     """Refuse what no model with `size` tokens can do.
 
     Raises:
-        UsageError: a token does not exist, or top_k is more than there are.
+        UsageError: a token does not exist, or top_k or its like is more than there are.
     """
-    if params.top_k is not None and params.top_k > size:
-        raise UsageError(f"top_k is {params.top_k}, but the model has {size} tokens: lower it, or leave it out")
+    for name in ("top_k", "logprobs", "prompt_logprobs"):
+        count = getattr(params, name)
+        if count is not None and count > size:
+            raise UsageError(f"{name} is {count}, but the model has {size} tokens: lower it, or leave it out")
     biases = {name: [read_bias(t)[0] for t in getattr(params, name)] for name in ("sequence_bias", "logit_bias")}
     named = {
         **{name: [token for ids in sequences for token in ids] for name, sequences in biases.items()},
@@ -131,6 +133,7 @@ def check_vocabulary(params: SamplingParams, size: int) -> None:
         "forced_bos_token_id": [] if params.forced_bos_token_id is None else [params.forced_bos_token_id],
         "forced_eos_token_id": params.forced_eos_token_id,
         "suppress_tokens": params.suppress_tokens,
+        "negative_prompt_ids": params.negative_prompt_ids,
         "begin_suppress_tokens": params.begin_suppress_tokens,
     }
     for name, ids in named.items():

@@ -1,20 +1,15 @@
 """The strategy that a request's options ask for."""
 
-from typing import Protocol
-
-from bloomery.engine.continuation import Rules
+from bloomery.engine.continuation import Generating
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.beams import BeamSearch
+from bloomery.engine.strategies.contrastive import ContrastiveSearch
+from bloomery.engine.strategies.guided import Guided
+from bloomery.engine.strategies.prompt_scores import PromptScores
 from bloomery.engine.strategies.sampling import Sampling
 from bloomery.engine.strategies.speculative import Speculative
-from bloomery.engine.strategy import Matcher, Strategy
+from bloomery.engine.strategy import Matcher
 from bloomery.errors import UsageError
-
-
-class Generating(Strategy, Protocol):
-    """A strategy that makes texts."""
-
-    rules: Rules
 
 
 def build_strategy(
@@ -38,6 +33,18 @@ def build_strategy(
             f"num_assistant_tokens is {params.num_assistant_tokens}, and there is no draft model to make them: name a "
             "draft, or leave it out"
         )
+    strategy = _choosing(prompt, params, eos_ids, matcher, draft)
+    if params.guided:
+        strategy = Guided(strategy, list(params.negative_prompt_ids or prompt[-1:]), params.guidance_scale)
+    if params.prompt_logprobs is not None:
+        strategy = PromptScores(strategy, params.prompt_logprobs)
+    return strategy
+
+
+def _choosing(
+    prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...], matcher: Matcher | None, draft: float | None
+) -> Generating:
+    """What runs a text, or several, and chooses their tokens."""
     if draft is not None and params.num_assistant_tokens != 0:
         _check_beside_draft(params)
         return Speculative(prompt, params, eos_ids, matcher, draft=draft)
@@ -45,6 +52,8 @@ def build_strategy(
         return Speculative(prompt, params, eos_ids, matcher)
     if params.num_beams > 1:
         return BeamSearch(prompt, params, eos_ids, matcher)
+    if params.penalty_alpha is not None:
+        return ContrastiveSearch(prompt, params, eos_ids, matcher)
     return Sampling(prompt, params, eos_ids, matcher)
 
 
@@ -53,6 +62,8 @@ def _check_beside_draft(params: SamplingParams) -> None:
     for name, asked in (
         ("num_beams", params.num_beams > 1),
         ("prompt_lookup_num_tokens", params.prompt_lookup_num_tokens is not None),
+        ("penalty_alpha", params.penalty_alpha is not None),
+        ("guidance_scale", params.guided),
     ):
         if asked:
             raise UsageError(

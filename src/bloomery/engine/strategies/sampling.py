@@ -61,7 +61,7 @@ class Sampling:
 
     @property
     def seats(self) -> int:
-        return self.rules.params.sequences
+        return self.rules.params.texts
 
     @property
     def positions(self) -> int:
@@ -107,7 +107,7 @@ class Sampling:
         if self.rules.params.best_of is None:
             token = text.continuation.token(chosen, raw)
         else:  # which are the best shows in what is reported
-            token = reported(chosen, raw, self.rules.params.logprobs or 0)
+            token = reported([chosen], raw[None], self.rules.params.logprobs or 0)[0]
         text.finish = text.continuation.add(token)
 
     def _say(self, stepped: list[Text]) -> tuple[Said, ...]:
