@@ -16,6 +16,15 @@ from bloomery.errors import UsageError
 from bloomery.llm import LLM
 from bloomery.log import logger
 from bloomery.model.size import nbytes, weights_read
+from bloomery.reference.engine import ReferenceLLM
+from bloomery.reference.options import refuse_unknown
+
+ONLY_OWN = {
+    "max_batch_size": "it runs one prompt at a time; leave it out",
+    "adapter": "merge it by 'bloomery export --adapter', and give the folder",
+    "shape": "write the weights by 'bloomery convert --shape' and 'bloomery export', and give the folder",
+}
+"""Options that only our own engine has, and what to do instead."""
 
 
 def run(options: GenerateOptions) -> int:
@@ -26,20 +35,7 @@ def run(options: GenerateOptions) -> int:
         raise UsageError("--shape-seed is for --shape: to sample by a seed, give --seed")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
     began = perf_counter()
-    llm = LLM(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        max_seq_len=options.max_seq_len,
-        # Seats that nobody will take would reserve memory for nothing.
-        max_batch_size=min(options.max_batch_size, len(prompts) * options.sampling.sequences),
-        revision=options.revision,
-        offline=options.offline,
-        token=options.token,
-        adapter=options.adapter,
-        shape=options.shape,
-        seed=options.shape_seed,
-    )
+    llm = _own(options, len(prompts)) if options.engine == "bloomery" else _reference(options)
     if llm.tokenizer is None and not options.ids:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
     logger.debug("loaded %s in %.2f s (%s on %s)", llm.folder.path, perf_counter() - began, llm.dtype, llm.device)
@@ -56,6 +52,47 @@ def run(options: GenerateOptions) -> int:
         return 130
     _report(llm, output)
     return 0
+
+
+def _own(options: GenerateOptions, prompts: int) -> LLM:
+    return LLM(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        max_seq_len=options.max_seq_len,
+        # Seats that nobody will take would reserve memory for nothing.
+        max_batch_size=min(options.max_batch_size, prompts * options.sampling.sequences),
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+        adapter=options.adapter,
+        shape=options.shape,
+        seed=options.shape_seed,
+    )
+
+
+def _reference(options: GenerateOptions) -> ReferenceLLM:
+    """The other engine, which is told what it has an option for.
+
+    Raises:
+        UsageError: it has none for what was asked.
+    """
+    for name, advice in ONLY_OWN.items():
+        if getattr(options, name) != getattr(GenerateOptions, name):
+            raise UsageError(f"--{name.replace('_', '-')} is not for --engine transformers: {advice}")
+    refuse_unknown(options.sampling)  # before a large model is loaded for nothing
+    llm = ReferenceLLM(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        max_seq_len=options.max_seq_len,
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+    )
+    kept_in = str(llm.dtype).removeprefix("torch.")
+    logger.info("engine: %s, %s on %s, one prompt at a time", llm.name, kept_in, llm.device)
+    return llm
 
 
 def _read_prompts(words: Sequence[str]) -> list[str]:
@@ -142,7 +179,7 @@ def _as_json(done: Completion) -> dict[str, object]:
     return value
 
 
-def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
+def _report(llm: LLM | ReferenceLLM, output: _Output, *, interrupted: bool = False) -> None:
     """The closing line: what was made, how fast, and how near to what the memory can deliver."""
     if not logger.isEnabledFor(logging.INFO):
         return
@@ -151,13 +188,19 @@ def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
     if output.completions:
         parts.append(f"TTFT {1000 * output.completions[0].timings.ttft:.0f} ms")
     if clock.steps:
-        weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
         parts.append(f"{clock.tokens / clock.seconds:.1f} tok/s")
-        speed = nbytes(weights_read(llm.decoder)) * clock.steps / clock.seconds / 1e9
-        share = ""
-        if weights:
-            ruler = read_bandwidth(weights, threads(), cache_dir())
-            by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
-            share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
-        parts.append(f"{speed:.1f} GB/s of weights read{share}")
+        if isinstance(llm, LLM):
+            parts.append(_weights_read(llm))
     logger.info(" · ".join(parts))
+
+
+def _weights_read(llm: LLM) -> str:
+    """How fast, and how near to what the memory can deliver."""
+    weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
+    speed = nbytes(weights_read(llm.decoder)) * llm.decoding.steps / llm.decoding.seconds / 1e9
+    share = ""
+    if weights:
+        ruler = read_bandwidth(weights, threads(), cache_dir())
+        by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
+        share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
+    return f"{speed:.1f} GB/s of weights read{share}"

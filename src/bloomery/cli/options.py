@@ -60,6 +60,8 @@ class GenerateOptions(ModelOptions):
     """Cut a prompt that is too long at this side instead of refusing it."""
     json: bool = False
     """Print one JSON object a prompt."""
+    engine: Literal["bloomery", "transformers"] = "bloomery"
+    """What runs the model; transformers answers the same requests, one prompt at a time."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = SamplingParams()
 
 
