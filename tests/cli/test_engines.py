@@ -1,10 +1,14 @@
 """`bloomery generate --engine transformers` as a person meets it."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
-from bloomery.cli import main
+from bloomery.cli import generate, main
+from bloomery.cli.generate import REFERENCE_TAKES
+from bloomery.cli.options import GenerateOptions
+from bloomery.errors import UsageError
 from bloomery.reference import engine as reference
 from talker import build_talker
 
@@ -69,6 +73,19 @@ def test_what_the_other_engine_has_not_is_refused_in_one_line_before_a_model_is_
     assert (code, out) == (2, "")
     assert err.startswith(f"bloomery: error: {said}")
     assert err.count("\n") == 1
+
+
+OTHERS = [field.name for field in fields(GenerateOptions) if field.name not in REFERENCE_TAKES]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_option_of_the_command_line_is_ignored_by_the_other_engine(folder, name):
+    options = GenerateOptions(
+        prompts=("x",), model=folder, engine="transformers", shape="s" if "seed" in name else None
+    )
+    object.__setattr__(options, name, "asked for")  # whatever it is
+    with pytest.raises(UsageError, match="is not for --engine transformers"):
+        generate.run(options)
 
 
 def test_an_engine_that_there_is_not_is_refused(capsys):

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -133,6 +134,10 @@ def test_every_option_of_the_command_line_reaches_the_request(capsys, folder, mo
         argv += [f"{option}={value}" for value in values] or [option]
     assert run(capsys, "generate", "x", "--model", str(folder), "--json", *argv)[0] == 0
     assert asked == [SamplingParams(**{one: GIVEN[one][1] for one in names})]
+
+
+def test_no_option_is_left_out_above():
+    assert set(GIVEN) == {field.name for field in fields(SamplingParams)}
 
 
 def test_what_the_command_line_asks_for_is_what_comes(capsys, folder, llm):

@@ -4,11 +4,11 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from time import perf_counter
 
 from bloomery.bench.bandwidth import read_bandwidth
-from bloomery.cli.options import GenerateOptions
+from bloomery.cli.options import GenerateOptions, HubOptions
 from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
 from bloomery.environment import cache_dir
@@ -19,12 +19,17 @@ from bloomery.model.size import nbytes, weights_read
 from bloomery.reference.engine import ReferenceLLM
 from bloomery.reference.options import refuse_unknown
 
-ONLY_OWN = {
+REFERENCE_TAKES = frozenset(
+    {field.name for field in fields(HubOptions)}
+    | {"model", "dtype", "device", "prompts", "ids", "max_seq_len", "truncate", "json", "engine", "sampling"}
+)
+"""Options that mean the same whichever engine runs."""
+INSTEAD = {
     "max_batch_size": "it runs one prompt at a time; leave it out",
     "adapter": "merge it by 'bloomery export --adapter', and give the folder",
     "shape": "write the weights by 'bloomery convert --shape' and 'bloomery export', and give the folder",
 }
-"""Options that only our own engine has, and what to do instead."""
+"""What to do about others, where there is more to say than to leave them out."""
 
 
 def run(options: GenerateOptions) -> int:
@@ -77,9 +82,10 @@ def _reference(options: GenerateOptions) -> ReferenceLLM:
     Raises:
         UsageError: it has none for what was asked.
     """
-    for name, advice in ONLY_OWN.items():
-        if getattr(options, name) != getattr(GenerateOptions, name):
-            raise UsageError(f"--{name.replace('_', '-')} is not for --engine transformers: {advice}")
+    for field in fields(options):
+        if field.name not in REFERENCE_TAKES and getattr(options, field.name) != field.default:
+            advice = INSTEAD.get(field.name, "leave it out")
+            raise UsageError(f"--{field.name.replace('_', '-')} is not for --engine transformers: {advice}")
     refuse_unknown(options.sampling)  # before a large model is loaded for nothing
     llm = ReferenceLLM(
         options.model,
