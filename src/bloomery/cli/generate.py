@@ -4,12 +4,12 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from time import perf_counter
 from typing import cast
 
 from bloomery.bench.bandwidth import read_bandwidth
-from bloomery.cli.options import GenerateOptions
+from bloomery.cli.options import GenerateOptions, HubOptions
 from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
 from bloomery.engine.options import EngineArguments
@@ -18,6 +18,20 @@ from bloomery.errors import UsageError
 from bloomery.llm import LLM
 from bloomery.log import logger
 from bloomery.model.size import nbytes, weights_read
+from bloomery.reference.engine import ReferenceLLM
+from bloomery.reference.options import refuse_unknown
+
+REFERENCE_TAKES = frozenset(
+    {field.name for field in fields(HubOptions)}
+    | {"model", "dtype", "device", "prompts", "ids", "max_seq_len", "truncate", "json", "engine", "sampling"}
+)
+"""Options that mean the same whichever engine runs."""
+INSTEAD = {
+    "max_batch_size": "it runs one prompt at a time; leave it out",
+    "adapter": "merge it by 'bloomery export --adapter', and give the folder",
+    "shape": "write the weights by 'bloomery convert --shape' and 'bloomery export', and give the folder",
+}
+"""What to do about others, where there is more to say than to leave them out."""
 
 
 def run(options: GenerateOptions) -> int:
@@ -28,23 +42,8 @@ def run(options: GenerateOptions) -> int:
     if options.shape_seed is not None and options.shape is None:
         raise UsageError("--shape-seed is for --shape: to sample by a seed, give --seed")
     prompts = [_as_ids(prompt) if options.ids else prompt for prompt in _read_prompts(options.prompts)]
-    # Seats that nobody will take would reserve memory for nothing.
-    seats = min(options.engine.max_batch_size, len(prompts) * options.sampling.sequences)
-    engine = cast(EngineArguments, asdict(replace(options.engine, max_batch_size=seats)))
     began = perf_counter()
-    llm = LLM(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        revision=options.revision,
-        offline=options.offline,
-        token=options.token,
-        adapter=options.adapter,
-        draft=options.draft,
-        shape=options.shape,
-        seed=options.shape_seed,
-        **engine,
-    )
+    llm = _own(options, len(prompts)) if options.engine == "bloomery" else _reference(options)
     if llm.tokenizer is None and not options.ids:
         raise UsageError(f"{llm.folder.path} has no tokenizer.json: give token ids with --ids")
     logger.debug("loaded %s in %.2f s (%s on %s)", llm.folder.path, perf_counter() - began, llm.dtype, llm.device)
@@ -61,6 +60,52 @@ def run(options: GenerateOptions) -> int:
         return 130
     _report(llm, output)
     return 0
+
+
+def _own(options: GenerateOptions, prompts: int) -> LLM:
+    # Seats that nobody will take would reserve memory for nothing.
+    seats = min(options.running.max_batch_size, prompts * options.sampling.sequences)
+    return LLM(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+        adapter=options.adapter,
+        draft=options.draft,
+        shape=options.shape,
+        seed=options.shape_seed,
+        **cast(EngineArguments, asdict(replace(options.running, max_batch_size=seats))),
+    )
+
+
+def _reference(options: GenerateOptions) -> ReferenceLLM:
+    """The other engine, which is told what it has an option for.
+
+    Raises:
+        UsageError: it has none for what was asked.
+    """
+    given = {field.name: getattr(options, field.name) != field.default for field in fields(options)}
+    given |= {field.name: getattr(options.running, field.name) != field.default for field in fields(options.running)}
+    del given["running"]
+    for name, differs in given.items():
+        if differs and name not in REFERENCE_TAKES:
+            advice = INSTEAD.get(name, "leave it out")
+            raise UsageError(f"--{name.replace('_', '-')} is not for --engine transformers: {advice}")
+    refuse_unknown(options.sampling)  # before a large model is loaded for nothing
+    llm = ReferenceLLM(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        max_seq_len=options.running.max_seq_len,
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+    )
+    kept_in = str(llm.dtype).removeprefix("torch.")
+    logger.info("engine: %s, %s on %s, one prompt at a time", llm.name, kept_in, llm.device)
+    return llm
 
 
 def _read_prompts(words: Sequence[str]) -> list[str]:
@@ -148,7 +193,7 @@ def _as_json(done: Completion) -> dict[str, object]:
     return value
 
 
-def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
+def _report(llm: LLM | ReferenceLLM, output: _Output, *, interrupted: bool = False) -> None:
     """The closing line: what was made, how fast, and how near to what the memory can deliver."""
     if not logger.isEnabledFor(logging.INFO):
         return
@@ -157,17 +202,9 @@ def _report(llm: LLM, output: _Output, *, interrupted: bool = False) -> None:
     if output.completions:
         parts.append(f"TTFT {1000 * output.completions[0].timings.ttft:.0f} ms")
     if clock.steps:
-        weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
         parts.append(f"{clock.tokens / clock.seconds:.1f} tok/s")
-        read = nbytes(weights_read(llm.decoder)) * clock.steps
-        read += nbytes(weights_read(llm.draft)) * clock.draft_steps if llm.draft is not None else 0
-        speed = read / clock.seconds / 1e9
-        share = ""
-        if weights:
-            ruler = read_bandwidth(weights, threads(), cache_dir())
-            by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
-            share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
-        parts.append(f"{speed:.1f} GB/s of weights read{share}")
+        if isinstance(llm, LLM):
+            parts.append(_weights_read(llm))
     parts += _speculated(output.completions)
     logger.info(" · ".join(parts))
 
@@ -182,3 +219,17 @@ def _speculated(completions: list[Completion]) -> list[str]:
     )
     share = f"acceptance {100 * accepted / proposed:.0f} %" if proposed else "nothing guessed"
     return [f"{share}, {sum(tokens for _, tokens in found) / steps:.1f} tokens a step"]
+
+
+def _weights_read(llm: LLM) -> str:
+    """How fast, and how near to what the memory can deliver."""
+    weights = [weight for weight in weights_read(llm.decoder) if weight.device.type == "cpu"]
+    read = nbytes(weights_read(llm.decoder)) * llm.decoding.steps
+    read += nbytes(weights_read(llm.draft)) * llm.decoding.draft_steps if llm.draft is not None else 0
+    speed = read / llm.decoding.seconds / 1e9
+    share = ""
+    if weights:
+        ruler = read_bandwidth(weights, threads(), cache_dir())
+        by = "" if ruler.ruler == "native" else f", measured with {ruler.ruler}"
+        share = f" ({100 * speed / ruler.gb_per_s:.0f} % of {ruler.gb_per_s:.1f} GB/s read bandwidth{by})"
+    return f"{speed:.1f} GB/s of weights read{share}"

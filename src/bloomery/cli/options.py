@@ -59,7 +59,9 @@ class GenerateOptions(ModelOptions):
     """A smaller model with the same tokens, which guesses the next ones: the model checks all guesses in one step."""
     json: bool = False
     """Print one JSON object a prompt."""
-    engine: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()
+    engine: Literal["bloomery", "transformers"] = "bloomery"
+    """What runs the model; transformers answers the same requests, one prompt at a time."""
+    running: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()
     sampling: Annotated[SamplingParams, Parameter(name="*")] = SamplingParams()
 
 

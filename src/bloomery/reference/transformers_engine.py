@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bloomery.errors import MissingExtra
+from bloomery.reference.load import load_model
 
 
 class TransformersEngine:
@@ -16,14 +16,7 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from transformers import AutoModelForCausalLM
-            from transformers.utils import logging
-        except ImportError:
-            raise MissingExtra("transformers", "reference") from None
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self.model = load_model(folder, torch.float32)
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:
