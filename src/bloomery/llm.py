@@ -27,6 +27,8 @@ from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
+from bloomery.text.compile import Grammars
+from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
 from bloomery.text.words import word_ids
@@ -96,6 +98,7 @@ class LLM:
         self.tokenizer = open_tokenizer(self.folder, added.tokenizer if added else None)
         self.decoder = load_decoder(self.folder, pick_dtype(dtype), pick_device(device), added)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
+        self.grammars = Grammars(self.tokenizer, self.decoder.config.vocab_size, self.folder.eos_ids)
         self.engine = Engine(
             self.decoder,
             max_seq_len=self.max_seq_len,
@@ -203,10 +206,17 @@ class LLM:
             ids = self.prompts.within(params.max_length, prompt, truncate)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
-        decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
-        text = TextStream(decode, params.stop_strings)
+        text = self._text(params)
         strategy = build_strategy(ids, params, self.folder.eos_ids, text)
         return _Job(index, strategy, Request(strategy))
+
+    def _text(self, params: SamplingParams) -> TextStream:
+        """What watches a text as it grows, and knows what may follow."""
+        decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
+        if params.form is None:
+            return TextStream(decode, params.stop_strings)
+        grammar = self.grammars.grammar(*params.form, closing=not params.ignore_eos)
+        return GuidedText(decode, params.stop_strings, grammar)
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
         strategy = Forward(self.prompts.whole(ids), head)

@@ -92,11 +92,15 @@ class Continuation:
                 f"the model gave logits that are not finite at generated token {len(self)}: "
                 "try dtype float32, and 'bloomery verify' on the checkpoint"
             )
-        if not self.rules.processors:
+        allowed = None if self.matcher is None else self.matcher.allowed()
+        if not self.rules.processors and allowed is None:
             return logits
-        history, rows = self._ids(logits.device), logits[None]
-        for process in self.rules.processors:
-            rows = process(history, rows)
+        rows = _only(allowed, logits[None])  # first: the likeliest k are those of the allowed ones
+        if self.rules.processors:
+            history = self._ids(logits.device)
+            for process in self.rules.processors:
+                rows = process(history, rows)
+            rows = _only(allowed, rows)  # last: what replaces infinities would allow all again
         if not math.isfinite(rows.max()):
             raise BloomeryError(
                 f"no token is left to choose at generated token {len(self)}: try it without "
@@ -129,6 +133,11 @@ class Continuation:
             self._history[0, self._known : length] = torch.tensor(ids, device=device)
             self._known = length
         return self._history[:, :length]
+
+
+def _only(allowed: Tensor | None, logits: Tensor) -> Tensor:
+    """(R, V) logits without those that are not allowed."""
+    return logits if allowed is None else logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
 
 def reported(chosen: int, raw: Tensor, count: int) -> Token:
