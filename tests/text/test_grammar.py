@@ -194,10 +194,10 @@ def test_a_step_that_is_too_much_for_the_library_is_one_line():
     """Every letter more may be the first of as many parts as there are letters."""
     tokenizer = byte_level_tokenizer(400)
     grammar = grammars(tokenizer).grammar("grammar", 'start: a{1000}\na: "a"{0,1000} | "b"')
-    with pytest.raises(BloomeryError, match=r"^grammar cannot be followed beyond generated token \d+ \(.*\): simplify"):
-        for _ in range(200):
-            assert tokenizer.token_to_id("a") in ids(grammar.allowed())
-            grammar.advance(tokenizer.token_to_id("a"))
+    for _ in range(200):
+        grammar.advance(tokenizer.token_to_id("a"))
+    with pytest.raises(BloomeryError, match=r"^grammar cannot be followed beyond generated token 200 \(.*\): simplify"):
+        grammar.allowed()
 
 
 def test_a_tokenizer_that_cannot_write_it_is_refused():

@@ -108,11 +108,11 @@ class _Output:
     def close(self) -> None:
         """Show what waits behind a text that never came: a search may find fewer than were asked for."""
         missing = 0
-        for self.current in range(self.current, len(self.held)):
+        while self.current < len(self.held):
+            missing += not self.held[self.current]
             if self.held[self.current]:
                 self._advance()
-            else:
-                missing += 1
+            self.current += 1
         if missing:
             logger.warning("%d of the texts asked for were not found: the options allow no more", missing)
 
