@@ -203,3 +203,11 @@ def test_a_step_that_is_too_much_for_the_library_is_one_line():
 def test_a_tokenizer_that_cannot_write_it_is_refused():
     with pytest.raises(UsageError, match="regex begins with nothing that the model has a token for"):
         grammars(letters()).grammar("regex", "xyz")
+
+
+def test_a_grammar_may_name_a_special_token():
+    grammar = grammars(letters()).grammar("grammar", 'start: "a" <pad> <[1]> "b"')
+    for token in (4, SPECIAL.index("<pad>"), 1, 5):
+        assert ids(grammar.allowed()) == [token]
+        ended = grammar.advance(token)
+    assert ended

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 SCHEMAS = ("json_schema", "json_object")
 SECONDS = 5
 """Of a processor, for compiling. The library takes milliseconds for what people write and up to a second for the
-largest; what takes longer grows without end (a number that is a multiple of 1,000,003 is 800 times one of 1,009)."""
+largest; what takes longer grows without end (a multiple of 100,003 takes half a second, one of 1,000,003 ten)."""
 PATIENCE = 60
 """Seconds of a clock after which that is given up all the same."""
 MEMORY = 1 << 30
-"""Bytes, for compiling: ten times what the largest that take less than SECONDS were seen to need."""
+"""Bytes of address space, for compiling: what compiles in time was seen to take a quarter of it at most."""
 KEPT = 32
 """Compiled grammars that are kept for requests to come, the last ones asked for."""
 LIMITS = {"verbose_errors": False, "precompute_large_lexemes": False}
@@ -86,23 +86,22 @@ class Grammars:
         if self._tokenizer is None:
             raise UsageError(f"the model has no tokenizer.json: {kind} needs one")
         text = _in_their_form(kind, source)
-        _try(kind, source, text)
-        tokens, stand_in = self._tokens
+        tokens, end, special = self._tokens
+        _try(kind, source, {"grammar": text, "end": end, "special": special, "size": tokens.vocab_size})
         matcher = LLMatcher(tokens, text, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise UsageError(f"{kind} cannot be used with this model's tokenizer: {one_line(matcher.get_error())}")
-        return matcher, stand_in
+        return matcher, end
 
     @cached_property
-    def _tokens(self) -> tuple["LLTokenizer", int]:
-        """The tokenizer as the library reads it, and the token by which it says that a text may end."""
+    def _tokens(self) -> tuple["LLTokenizer", int, dict[int, str]]:
+        """The tokenizer as the library reads it, the token by which it says that a text may end, and special ones."""
         from llguidance import LLTokenizer
 
         assert self._tokenizer is not None
         backend = self._tokenizer.backend
         size = backend.get_vocab_size()
-        special = [index for index, token in backend.get_added_tokens_decoder().items() if token.special]
-        known = [index for index in (*self._ends, *special) if index < size]
+        known = [index for index in (*self._ends, *_special(backend)) if index < size]
         if not known:  # a token of its own, in a copy
             backend = Backend.from_str(backend.to_str())
             backend.add_special_tokens(["<|end of text|>"])
@@ -111,7 +110,11 @@ class Grammars:
             tokens = LLTokenizer(backend.to_str(), n_vocab=max(size, self._size), eos_token=known[0])
         except ValueError as error:
             raise UsageError(f"this model's tokenizer takes no json_schema, regex or grammar: {error}") from None
-        return tokens, known[0]
+        return tokens, known[0], _special(backend)
+
+
+def _special(backend: Backend) -> dict[int, str]:
+    return {index: token.content for index, token in backend.get_added_tokens_decoder().items() if token.special}
 
 
 def _in_their_form(kind: str, source: str) -> str:
@@ -126,9 +129,9 @@ def _in_their_form(kind: str, source: str) -> str:
     return LLMatcher.grammar_from_regex(source) if kind == "regex" else LLMatcher.grammar_from_lark(source)
 
 
-def _try(kind: str, source: str, text: str) -> None:
+def _try(kind: str, source: str, job: dict[str, Any]) -> None:
     """Compile it in another process. Raises UsageError where that fails, or does not end."""
-    job: dict[str, Any] = {"path": sys.path, "grammar": text, "limits": LIMITS, "overrides": OVERRIDES}
+    job |= {"path": sys.path, "limits": LIMITS, "overrides": OVERRIDES}
     job |= {"seconds": SECONDS, "memory": MEMORY, "schema": json.loads(source) if kind in SCHEMAS else None}
     try:
         done = subprocess.run(

@@ -20,15 +20,28 @@ PROBES = 500
 
 
 class Bytes:
-    """A token for each byte and one that ends a text, as the library wants to be given a tokenizer. What makes a
-    grammar hard to compile is the grammar, not the vocabulary."""
+    """A token for each byte and the model's special ones, as the library wants to be given a tokenizer. What makes a
+    grammar hard to compile is the grammar, not the vocabulary.
 
-    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
-    is_tokenizer_wrapper = True
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+    Args:
+        special: names of special tokens by id.
+        end: the one that ends a text.
+        size: of the vocabulary.
+    """
+
+    is_tokenizer_wrapper, bos_token_id = True, None
+
+    def __init__(self, special: dict[int, str], end: int, size: int) -> None:
+        self.eos_token_id, self.special_token_ids = end, list(special)
+        self.tokens = [b""] * size
+        for index, name in special.items():
+            self.tokens[index] = name.encode()
+        self.ids = [index for index in range(size) if index not in special][:256]
+        for byte, index in enumerate(self.ids):
+            self.tokens[index] = bytes([byte])
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
+        return [self.ids[byte] for byte in (text.encode() if isinstance(text, str) else text)]
 
 
 def main() -> None:
@@ -46,18 +59,19 @@ def main() -> None:
 
 def attempt(job: dict[str, Any]) -> None:
     """Say what is wrong, and of a schema where."""
-    error = wrong(job["grammar"], job["limits"])
+    error = wrong(job["grammar"], job)
     print(json.dumps(error), flush=True)
     if error and job["schema"] is not None:
         print(json.dumps(place(job["schema"], error, job)), flush=True)
 
 
-def wrong(grammar: str, limits: dict[str, Any]) -> str:
+def wrong(grammar: str, job: dict[str, Any]) -> str:
     """Why a grammar cannot be used, empty where it can."""
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-    tokens: Any = Bytes()
-    matcher = LLMatcher(LLTokenizer(tokens), grammar, log_level=0, limits=LLParserLimits(**limits))
+    special = {int(index): name for index, name in job["special"].items()}
+    tokens: Any = Bytes(special, job["end"], max(job["size"], 256 + len(special)))
+    matcher = LLMatcher(LLTokenizer(tokens), grammar, log_level=0, limits=LLParserLimits(**job["limits"]))
     if not matcher.is_error():
         matcher.compute_bitmask()
         if matcher.is_stopped() and not matcher.is_accepting():
@@ -74,7 +88,7 @@ def place(schema: Any, error: str, job: dict[str, Any]) -> str:
     for path, part in islice(parts(schema), PROBES):
         if path.startswith(found) and path != found:
             grammar = LLMatcher.grammar_from_json_schema({**named, **part}, overrides=job["overrides"])
-            if cause(wrong(grammar, job["limits"])) == cause(error):
+            if cause(wrong(grammar, job)) == cause(error):
                 found = path
     return found
 
