@@ -95,12 +95,13 @@ class Continuation:
         allowed = None if self.matcher is None else self.matcher.allowed()
         if not self.rules.processors and allowed is None:
             return logits
-        rows = _only(allowed, logits[None])  # first: the likeliest k are those of the allowed ones
+        forbidden = None if allowed is None else ~allowed.to(logits.device)
+        rows = _without(forbidden, logits[None])  # first: the likeliest k are those of the allowed ones
         if self.rules.processors:
             history = self._ids(logits.device)
             for process in self.rules.processors:
                 rows = process(history, rows)
-            rows = _only(allowed, rows)  # last: what replaces infinities would allow all again
+            rows = _without(forbidden, rows)  # last: what replaces infinities would allow all again
         if not math.isfinite(rows.max()):
             raise BloomeryError(
                 f"no token is left to choose at generated token {len(self)}: try it without "
@@ -135,9 +136,9 @@ class Continuation:
         return self._history[:, :length]
 
 
-def _only(allowed: Tensor | None, logits: Tensor) -> Tensor:
-    """(R, V) logits without those that are not allowed."""
-    return logits if allowed is None else logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+def _without(forbidden: Tensor | None, logits: Tensor) -> Tensor:
+    """(R, V) logits without those of tokens that are forbidden, (V,) bool."""
+    return logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
 
 
 def reported(chosen: int, raw: Tensor, count: int) -> Token:
