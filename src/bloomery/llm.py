@@ -11,11 +11,9 @@ from typing import Unpack, cast
 import torch
 from torch import Tensor
 
-from bloomery.checkpoint.adapter import Adapter, read_adapter
 from bloomery.checkpoint.draft import load_draft
-from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
-from bloomery.checkpoint.random import random_folder, refuse_without_memory
+from bloomery.checkpoint.opening import adapter_for, model_folder, shape_folder
 from bloomery.checkpoint.tokenizer import open_tokenizer
 from bloomery.completion import Completion, Piece, Score, completed
 from bloomery.devices import pick_device, pick_dtype
@@ -30,8 +28,9 @@ from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
 from bloomery.errors import UsageError
-from bloomery.hub.resolve import resolve
 from bloomery.model.size import nbytes, weights_read
+from bloomery.text.compile import Grammars
+from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
 from bloomery.text.words import word_ids
@@ -90,10 +89,10 @@ class LLM:
     ) -> None:
         options = EngineOptions(**engine)
         if shape is None:
-            self.folder = _model_folder(model, revision, offline, token, seed)
+            self.folder = model_folder(model, revision, offline, token, seed)
         else:
-            self.folder = _shape_folder(shape, dtype, device, seed, model, revision)
-        added = None if adapter is None else _adapter(adapter, self.folder, offline, token)
+            self.folder = shape_folder(shape, dtype, device, seed, model, revision)
+        added = None if adapter is None else adapter_for(adapter, self.folder, offline, token)
         virtual = added.virtual if added else None
         taken = virtual.count if virtual else 0
         self.max_seq_len = _context(options.max_seq_len, self.folder.config.max_seq_len, taken)
@@ -105,6 +104,7 @@ class LLM:
             self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token)
         self.decoder = load_decoder(self.folder, *placed, added)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
+        self.grammars = Grammars(self.tokenizer, self.decoder.config.vocab_size, self.folder.eos_ids)
         beginning = virtual.beginning(self.decoder) if virtual else None
         self.engine = start_engine(
             self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning, draft=self.draft
@@ -215,11 +215,18 @@ class LLM:
         self.prompts.refuse_without_room("negative_prompt", len(params.negative_prompt_ids), most)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
-        decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
-        text = TextStream(decode, params.stop_strings)
+        text = self._text(params)
         cost = None if self.draft is None else nbytes(weights_read(self.draft)) / nbytes(weights_read(self.decoder))
         strategy = build_strategy(ids, params, self.folder.eos_ids, text, cost)
         return _Job(index, strategy, Request(strategy))
+
+    def _text(self, params: SamplingParams) -> TextStream:
+        """What watches a text as it grows, and knows what may follow."""
+        decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
+        if params.form is None:
+            return TextStream(decode, params.stop_strings)
+        grammar = self.grammars.grammar(*params.form, closing=not params.ignore_eos)
+        return GuidedText(decode, params.stop_strings, grammar)
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
         strategy = Forward(self.prompts.whole(ids), head)
@@ -264,38 +271,6 @@ class LLM:
                 for request in requests:
                     self.engine.abort(request)
                     self._inboxes.pop(id(request), None)
-
-
-def _adapter(adapter: str | Path, base: Folder, offline: bool, token: str | None) -> Adapter:
-    try:
-        folder = resolve(adapter, None, offline, token)
-    except UsageError as error:
-        raise UsageError(f"adapter: {error}") from None
-    found = read_adapter(folder, base)
-    if found.virtual is not None and found.virtual.count > base.config.max_seq_len - 2:
-        raise UsageError(
-            f"{folder}: {found.virtual.count} virtual tokens leave no text in a context of {base.config.max_seq_len}: "
-            "choose another adapter or model"
-        )
-    return found
-
-
-def _model_folder(
-    model: str | Path, revision: str | None, offline: bool, token: str | None, seed: int | None
-) -> Folder:
-    if seed is not None:
-        raise UsageError("seed is for the random weights of a shape: give it to SamplingParams to sample by it")
-    return read_folder(resolve(model, revision, offline, token))
-
-
-def _shape_folder(
-    shape: str | Path, dtype: str, device: str, seed: int | None, model: str | Path, revision: str | None
-) -> Folder:
-    if model != "dickens" or revision is not None:
-        raise UsageError(f"a model or its revision, and shape {str(shape)!r}, are two models: give one of them")
-    folder = random_folder(shape, seed or 0, pick_dtype(dtype))
-    refuse_without_memory(folder, pick_device(device))
-    return folder
 
 
 def _context(asked: int | None, limit: int, taken: int) -> int:

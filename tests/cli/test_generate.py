@@ -355,3 +355,41 @@ def test_a_reader_that_leaves_early_is_no_error(folder):
     assert process.returncode == 0
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
+
+
+def test_texts_that_a_search_does_not_find_keep_nothing_back(capsys, folder):
+    """Two texts are all there are, of each of two prompts that ask for three."""
+    options = ["--regex", "x|y", "--num-beams", "3", "--num-return-sequences", "3", "--model", folder]
+    code, out, err = run(capsys, "generate", "the", "cat", *options)
+    assert (code, sorted(out.split())) == (0, ["x", "x", "y", "y"])
+    assert "2 of the texts asked for were not found" in err
+    code, out, _ = run(capsys, "generate", "the", "cat", "--json", *options)
+    assert [json.loads(line)["choice"] for line in out.splitlines()] == [0, 1, 0, 1]
+
+
+def test_a_form_means_the_same_on_the_command_line_in_a_recipe_and_in_the_environment(
+    capsys, folder, tmp_path, monkeypatch
+):
+    schema = '{"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "maxItems": 2}'
+    recipe = tmp_path / "form.toml"
+    recipe.write_text(f"json_schema = '''\n{schema}'''\n")
+    given = run(capsys, "generate", "the", "--model", folder, "--json-schema", schema)
+    assert given[0] == 0
+    assert {*json.loads(given[1])} <= {"a", "b"}
+    assert run(capsys, "generate", "the", "--model", folder, "--recipe", str(recipe))[:2] == given[:2]
+    monkeypatch.setenv("BLOOMERY_JSON_SCHEMA", schema)
+    assert run(capsys, "generate", "the", "--model", folder)[:2] == given[:2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--regex", "[0-9"], "regex '[0-9' at character 1: unclosed character class"),
+        (["--json-schema", '{"items": {"type": "int"}}'], "json_schema at /items: Invalid type: int"),
+        (["--json-schema", "person.json"], "json_schema is not JSON at line 1, column 1"),
+        (["--grammar", 'start: "a" b'], 'grammar at line 1, column 8: unknown name: "b"'),
+        (["--json-object", "--regex", "a"], "json_object and regex each say what the text is to be: drop all but one"),
+    ],
+)
+def test_a_wrong_form_gives_one_line(capsys, folder, argv, said):
+    assert said in refused(capsys, "generate", "the", "--model", folder, *argv)

@@ -58,6 +58,7 @@ def run(options: GenerateOptions) -> int:
         output.flush()
         _report(llm, output, interrupted=True)
         return 130
+    output.close()
     _report(llm, output)
     return 0
 
@@ -153,6 +154,17 @@ class _Output:
         self.held[piece.index * self.texts + piece.choice].append(piece)
         while self.current < len(self.held) and self._advance():
             self.current += 1
+
+    def close(self) -> None:
+        """Show what waits behind a text that never came: a search may find fewer than were asked for."""
+        missing = 0
+        while self.current < len(self.held):
+            missing += not self.held[self.current]
+            if self.held[self.current]:
+                self._advance()
+            self.current += 1
+        if missing:
+            logger.warning("%d of the texts asked for were not found: the options allow no more", missing)
 
     def flush(self) -> None:
         """Show what there is of every text: no more will come."""

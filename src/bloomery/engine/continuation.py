@@ -104,11 +104,16 @@ class Continuation:
             BloomeryError: the model gave what is no number, or no token is left.
         """
         self.rules.check_numbers(logits, f"at generated token {len(self)}")
-        if not self.rules.processors:
+        allowed = None if self.matcher is None else self.matcher.allowed()
+        if not self.rules.processors and allowed is None:
             return logits
-        history, rows = self._ids(logits.device), logits[None]
-        for process in self.rules.processors:
-            rows = process(history, rows)
+        forbidden = None if allowed is None else ~allowed.to(logits.device)
+        rows = _without(forbidden, logits[None])  # first: the likeliest k are those of the allowed ones
+        if self.rules.processors:
+            history = self._ids(logits.device)
+            for process in self.rules.processors:
+                rows = process(history, rows)
+            rows = _without(forbidden, rows)  # last: what replaces infinities would allow all again
         if not math.isfinite(rows.max()):
             raise BloomeryError(
                 f"no token is left to choose at generated token {len(self)}: try it without "
@@ -141,6 +146,11 @@ class Continuation:
             self._history[0, self._known : length] = torch.tensor(ids, device=device)
             self._known = length
         return self._history[:, :length]
+
+
+def _without(forbidden: Tensor | None, logits: Tensor) -> Tensor:
+    """(R, V) logits without those of tokens that are forbidden, (V,) bool."""
+    return logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
 
 
 def reported(chosen: list[int], raw: Tensor, count: int) -> list[Token]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from bloomery.engine.form import form_texts
 from bloomery.engine.spelling import read_bias, spell_biases, spell_sequences
 from bloomery.errors import UsageError
 
@@ -79,7 +80,7 @@ REAL = {
 }
 TEXTS = ("stop_strings", "bad_words")
 IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "negative_prompt_ids")
-FLAGS = ("ignore_eos", "remove_invalid_values", "renormalize_logits")
+FLAGS = ("ignore_eos", "json_object", "remove_invalid_values", "renormalize_logits")
 REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty", "guidance_scale")
 """Numbers that are never unset."""
 ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
@@ -115,6 +116,7 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     for text in values["logit_bias"]:
         _, bias = read_bias(text)
         _check(-100 <= bias <= 100, f"logit_bias has {text}: give a bias in [-100, 100], or use sequence_bias")
+    values |= form_texts(values)
     name = "exponential_decay_length_penalty"
     values[name] = _start_and_factor(name, values[name])
     return values

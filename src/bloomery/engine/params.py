@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from bloomery.engine.form import Form, asked_form
 from bloomery.engine.limits import DEFAULT_NEW_TOKENS, canonical, check_together
 
 
@@ -111,6 +112,14 @@ class SamplingParams:
     """Go on past end-of-sequence tokens."""
     stop_strings: tuple[str, ...] = ()
     """End the text before the first of these; may be given several times."""
+    json_schema: str | None = None
+    """The text is JSON of this schema, which is given itself, not as a file; Python may give a dict."""
+    json_object: bool = False
+    """The text is a JSON object, of any kind."""
+    regex: str | None = None
+    """The whole text matches this regular expression (Rust's, without look-around)."""
+    grammar: str | None = None
+    """The whole text follows this Lark grammar, from its rule start on."""
     logprobs: int | None = None
     """Report (with --json) each token's log-probability, and those of this many likeliest."""
     prompt_logprobs: int | None = None
@@ -121,6 +130,7 @@ class SamplingParams:
         for name, value in values.items():
             object.__setattr__(self, name, value)
         check_together(values)
+        asked_form(values)
 
     def most_new_tokens(self, prompt: int) -> int:
         """Most tokens to generate behind a prompt of so many: below 1 where max_length has no room for it."""
@@ -137,6 +147,11 @@ class SamplingParams:
     def guided(self) -> bool:
         """Whether a second sequence runs beside each."""
         return self.guidance_scale != 1
+
+    @property
+    def form(self) -> Form | None:
+        """What the text must be."""
+        return asked_form({field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
     def sequences(self) -> int:

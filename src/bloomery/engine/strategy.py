@@ -40,6 +40,14 @@ class Speculation:
 class Matcher(Protocol):
     """Something that watches a text's tokens from outside the engine, which does not know what it looks for."""
 
+    def allowed(self) -> Tensor | None:
+        """The tokens that may come next, (V,) bool, None where all may.
+
+        Raises:
+            BloomeryError: that cannot be said.
+        """
+        ...
+
     def advance(self, token_id: int) -> bool:
         """Take one more token; True ends the text."""
         ...

@@ -5,6 +5,9 @@ Knows nothing of engines, but can watch a request for one: `advance` says when a
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Self
+
+from torch import Tensor
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for bytes that are not (yet) a character."""
@@ -34,6 +37,10 @@ class TextStream:
         self._taken = 0  # characters handed out
         self.stopped = False
 
+    def allowed(self) -> Tensor | None:
+        """Tokens that may come next: None, all."""
+        return None
+
     def advance(self, token_id: int) -> bool:
         """Take one more token; True when a stop string is complete."""
         self._ids.append(token_id)
@@ -46,7 +53,7 @@ class TextStream:
             self._known = len(self._decode(self._ids[self._anchor :]))
         return self.stopped
 
-    def fork(self) -> "TextStream":
+    def fork(self) -> Self:
         """Another text that begins as this one does."""
         other = copy(self)
         other._ids = list(self._ids)

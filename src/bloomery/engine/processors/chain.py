@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bloomery.engine.form import FORMS
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors import forbid, penalties, warp
 from bloomery.engine.processors.signature import Processor
@@ -78,6 +79,7 @@ ENDS = ("min_length", "min_new_tokens")
 """Nothing to do for a model whose texts have no end."""
 
 FORBIDDING = (
+    *FORMS,
     "min_new_tokens",
     "min_length",
     "no_repeat_ngram_size",
