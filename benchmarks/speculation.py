@@ -2,7 +2,7 @@
 agrees, and a draft that never does.
 
     python benchmarks/speculation.py
-    python benchmarks/speculation.py --model bigscience/bloom-7b1 --draft bigscience/bloom-560m --prompt "It was the best of times"
+    python benchmarks/speculation.py --model bigscience/bloom-7b1 --draft bigscience/bloom-560m
 
 All take turns, so that what disturbs the machine disturbs all, and each is compared with the plain run of its round.
 Without --model a random one is made, whose first layers are the draft and whose others say little: acceptance is then
