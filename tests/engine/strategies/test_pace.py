@@ -44,7 +44,7 @@ def generated(
     return said[-1].speculation, counted
 
 
-@pytest.mark.parametrize("cost", [0.02, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("cost", [0.02, 0.1, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_hopeless_draft_costs_less_than_five_percent(
     bloom: Tiny, cost: float, temperature: float, monkeypatch: pytest.MonkeyPatch
@@ -90,6 +90,14 @@ def test_a_good_draft_is_asked_for_all_it_may_guess() -> None:
     for _ in range(20):
         assert pace.wanted() == 5
         pace.learn(5, 5, 6)
+
+
+@pytest.mark.parametrize("cost", [1.0, 4.0])
+def test_a_draft_that_costs_as_much_as_the_model_is_never_asked(cost: float) -> None:
+    pace = Pace(5, cost)
+    for _ in range(600):
+        assert pace.wanted() == 0
+        pace.learn(0, 0, 1)
 
 
 def test_a_draft_that_turns_good_after_a_long_while_is_used_again() -> None:

@@ -21,13 +21,13 @@ class Pace:
     """
 
     def __init__(self, most: int, cost: float) -> None:
-        self._most, self._cost = most, cost
+        self._most, self._cost = most if cost < 1 else 0, cost  # what costs a step cannot save one
         self._right, self._tried = EXPECTED, 1.0
         self._pause, self._next_pause = 0, SHORTEST
 
     def wanted(self) -> int:
         """Guesses for the next step."""
-        return 0 if self._pause > 0 else max(1, self._best())
+        return 0 if self._pause > 0 else min(max(1, self._best()), self._most)
 
     def learn(self, guessed: int, right: int, tokens: int) -> None:
         """A step with so many guesses gave so many tokens; of guesses behind a wrong one nothing is known."""
