@@ -42,7 +42,7 @@ def test_padded_logits_of_every_family_are_those_of_transformers(tiny: Any, shap
     checkpoint: Tiny = tiny(shape)
     decoder = load(checkpoint.path)
     context = decoder.config.max_seq_len
-    for length, options in zip((context, 1, 65, 100), PADDED, strict=True):
+    for length, options in zip((1, context, context, 100), PADDED, strict=True):
         ids = checkpoint.prompt(length)
         engine = start_engine(decoder, EngineOptions(max_batch_size=2, **options), max_seq_len=context)
         one, other = Forward(ids, head=True), Forward(ids[: 1 + length // 2], head=True)
@@ -127,7 +127,7 @@ def test_static_steps_have_three_shapes_all_of_which_warming_up_runs(bloom: Tiny
     assert seen.tokens <= warmed.tokens == {5, chunk, 5 + chunk}
     assert seen.wanted <= warmed.wanted == {5, 5 + chunk}
     assert seen.attended - {(1, 64)} <= warmed.attended - {(1, 64)} == {(1, 256), (chunk, 256)}  # 64: nobody's rows
-    assert seen.logits <= {5, HEAD_AT_ONCE}
+    assert seen.logits <= {5, min(5 + chunk, HEAD_AT_ONCE)}
 
 
 @pytest.mark.parametrize(("bucket", "step"), [(16, 50), (64, 200), (7, 20)])

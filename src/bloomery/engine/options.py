@@ -59,9 +59,10 @@ class EngineOptions:
     softmax_dtype: SoftmaxDtype = "auto"
     """Precision of attention's scores and softmax; auto is a fused kernel, which has float32 inside."""
     shapes: ShapesKind = "dynamic"
-    """static pads prompts and cache to the full length, bucket to multiples of --bucket, dynamic nothing."""
+    """static pads prompts and cache to the full length, bucket to multiples of bucket, dynamic nothing."""
     bucket: int | None = None
-    """Tokens and positions are rounded up to multiples of this, with --shapes bucket; unset is 128."""
+    """Tokens and positions are rounded up to multiples of this, with shapes bucket; unset is 128, or less where
+    a step or a context has less."""
     compile: bool = False
     """Compile each block with torch.compile, all but its attention."""
     warmup: bool = False
