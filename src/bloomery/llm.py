@@ -22,6 +22,7 @@ from bloomery.engine.engine import DecodeClock, Engine
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
+from bloomery.engine.spelling import OR, spell_choices
 from bloomery.engine.strategies.build import Generating, build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
@@ -29,7 +30,7 @@ from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
-from bloomery.text.words import word_ids
+from bloomery.text.words import spaced_ids, word_ids
 
 
 @dataclass
@@ -193,6 +194,14 @@ class LLM:
                 raise UsageError("the model has no tokenizer.json: give bad_words_ids instead of bad_words")
             found = [",".join(map(str, ids)) for word in params.bad_words for ids in word_ids(self.tokenizer, word)]
             params = replace(params, bad_words=(), bad_words_ids=(*params.bad_words_ids, *found))
+        if params.force_words:
+            if self.tokenizer is None:
+                raise UsageError("the model has no tokenizer.json: give force_words_ids instead of force_words")
+            for text in params.force_words:
+                ids = [[spaced_ids(self.tokenizer, word) for word in text.split(OR)]]
+                forced = spell_choices(f"force_words {text!r}, as ids,", ids)
+                params = replace(params, force_words_ids=(*params.force_words_ids, *forced))
+            params = replace(params, force_words=())
         check_vocabulary(params, self.decoder.config.vocab_size)
         return params
 

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from bloomery.engine.spelling import read_bias, spell_biases, spell_sequences
+from bloomery.engine.beam_limits import contradictions
+from bloomery.engine.spelling import (
+    read_bias,
+    spell_biases,
+    spell_choices,
+    spell_sequences,
+    spell_words,
+)
 from bloomery.errors import UsageError
 
 LEAST_TEMPERATURE = 1e-20
@@ -55,6 +62,7 @@ WHOLE = {
     "num_return_sequences": _from(1, "ask for at least 1 text"),
     "best_of": _from(1),
     "num_beams": _from(1, "give at least 1; 1 is no search"),
+    "num_beam_groups": _from(1, "give at least 1; 1 is no group"),
 }
 REAL = {
     "top_h": _within("(]", 0, 1),
@@ -68,14 +76,22 @@ REAL = {
     "frequency_penalty": _OPENAI,
     "presence_penalty": _OPENAI,
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
+    "diversity_penalty": Limit(0, math.inf, "()", "give a positive number"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
 TEXTS = ("stop_strings", "bad_words")
 IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 FLAGS = ("ignore_eos", "remove_invalid_values", "renormalize_logits")
-REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty")
+REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "num_beam_groups", "length_penalty")
 """Numbers that are never unset."""
-ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
+ONLY_BEAMS: dict[str, Any] = {
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "num_beam_groups": 1,
+    "diversity_penalty": None,
+    "force_words": (),
+    "force_words_ids": (),
+}
 """Options of a beam search only, and their defaults."""
 ONLY_SAMPLING = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Options that never take the likeliest token away, and so do nothing where that one is taken."""
@@ -101,6 +117,8 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     early = values["early_stopping"]
     _check(isinstance(early, bool) or early == "never", f"early_stopping is {early!r}: give True, False or never")
     values["bad_words_ids"] = spell_sequences("bad_words_ids", values["bad_words_ids"])
+    values["force_words"] = spell_words("force_words", values["force_words"])
+    values["force_words_ids"] = spell_choices("force_words_ids", values["force_words_ids"])
     values["sequence_bias"] = spell_biases("sequence_bias", values["sequence_bias"], single=False)
     values["logit_bias"] = spell_biases("logit_bias", values["logit_bias"], single=True)
     for text in values["logit_bias"]:
@@ -157,6 +175,8 @@ def check_together(values: Mapping[str, Any]) -> None:
     )
     _check_forced(values)
     _check_several(values)
+    for right, message in contradictions(values):
+        _check(right, message)
 
 
 def _check_several(values: Mapping[str, Any]) -> None:
