@@ -50,6 +50,7 @@ def run(options: GenerateOptions) -> int:
     try:
         for piece in pieces:
             output.take(piece)
+        output.finish()
     except KeyboardInterrupt:
         output.flush()
         _report(llm, output, interrupted=True)
@@ -93,6 +94,8 @@ class _Output:
         self.texts = options.sampling.num_return_sequences  # of each prompt
         self.held: list[list[Piece]] = [[] for _ in range(prompts * self.texts)]
         self.current = 0
+        self.begun = False  # something of the current text is on stdout
+        self.shown = 0  # texts that are
         self.completions: list[Completion] = []
         self.tokens = 0
 
@@ -104,29 +107,40 @@ class _Output:
         while self.current < len(self.held) and self._advance():
             self.current += 1
 
+    def finish(self) -> None:
+        """Show what waits for texts that will never come: a search may find fewer than were asked for."""
+        while self.current < len(self.held):
+            self._advance()
+            self.current += 1
+
     def flush(self) -> None:
-        """Show what there is of every text: no more will come."""
+        """Show what there is of every text: it was interrupted."""
         for held in self.held[self.current :]:
             if self.options.json and held:
                 done = held[-1].completion
                 partial = {"text": "".join(piece.text for piece in held), "finish_reason": "interrupted"}
                 print(json.dumps(_as_json(done) if done else partial, ensure_ascii=False))
-            elif not self.options.json:
+            elif not self.options.json and (held or self.begun):
                 print("".join(self._shown(piece) for piece in held))
+            self.begun = False
         sys.stdout.flush()
 
     def _advance(self) -> bool:
         """Show what the current text has; True when it is complete."""
         held = self.held[self.current]
-        done = held[-1].completion if held else None
+        if not held:
+            return False
+        done = held[-1].completion
         if self.options.json:
             if done is not None:
                 print(json.dumps(_as_json(done), ensure_ascii=False), flush=True)
             return done is not None
-        last = self.current == len(self.held) - 1
-        end = "" if done is None else "\n" if last else "\n\n"
-        print("".join(self._shown(piece) for piece in held), end=end, flush=True)
+        between = "\n" if self.shown and not self.begun else ""
+        text = "".join(self._shown(piece) for piece in held)
+        print(between + text, end="" if done is None else "\n", flush=True)
         held.clear()
+        self.begun = done is None
+        self.shown += done is not None
         return done is not None
 
     def _shown(self, piece: Piece) -> str:
