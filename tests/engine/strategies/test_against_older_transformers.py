@@ -1,13 +1,11 @@
-"""Diverse and constrained beams against transformers 4.55.4, the last that has them: its answers are in tests/oracles."""
+"""Diverse and constrained beams against transformers 4.55.4, which still has them: it answered in tests/oracles."""
 
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from hashlib import sha256
 
 from bloomery import LLM, SamplingParams
 from bloomery.completion import Completion

@@ -4,6 +4,9 @@ What counts as best, and when a search ends, are those of transformers 5 (`_beam
 Letters: K candidates, R beams, V tokens.
 """
 
+from collections.abc import Callable
+from time import perf_counter
+
 import torch
 from torch import Tensor
 
@@ -28,10 +31,15 @@ class BeamSearch:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...] = (), matcher: Matcher | None = None
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_ids: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         ends = 0 if params.ignore_eos else len(eos_ids)
-        self.rules = Rules(prompt, params, eos_ids, keep=ends + 1 if ends else 2)
+        self.rules = Rules(prompt, params, eos_ids, keep=ends + 1 if ends else 2, clock=clock)
         self.frontier = Frontier(self.rules, matcher)
         self.found = Found(self.rules, params.num_beams)
         self._hopeful = True  # a running beam may still become better than the worst that was found

@@ -5,6 +5,9 @@ things: words count in the text only, not in the prompt; each choice among the t
 followed by itself; and a text without all its words is never given.
 """
 
+from collections.abc import Callable
+from time import perf_counter
+
 import torch
 from torch import Tensor
 
@@ -31,10 +34,15 @@ class ConstrainedBeams:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...] = (), matcher: Matcher | None = None
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_ids: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         assert not params.force_words, "words become ids before they reach the engine"
-        self.rules = Rules(prompt, params, eos_ids)
+        self.rules = Rules(prompt, params, eos_ids, clock=clock)
         self.frontier = Frontier(self.rules, matcher)
         self.found = Found(self.rules, params.num_beams)
         self.progress = [none_of(params.force_words_ids)]  # of each beam

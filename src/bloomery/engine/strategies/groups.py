@@ -5,6 +5,9 @@ Vijayakumar et al. 2018. What counts as best, and when a group ends, are those o
 the padding token, which the groups behind it then avoid.
 """
 
+from collections.abc import Callable
+from time import perf_counter
+
 from torch import Tensor
 
 from bloomery.engine.continuation import NoTokenLeft, Rules
@@ -59,9 +62,14 @@ class DiverseBeams:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...] = (), matcher: Matcher | None = None
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_ids: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.rules = Rules(prompt, params, eos_ids)
+        self.rules = Rules(prompt, params, eos_ids, clock=clock)
         self.frontier = Frontier(self.rules, matcher)
         size = params.num_beams // params.num_beam_groups
         self.groups = [_Group(self.rules, size) for _ in range(params.num_beam_groups)]
