@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.beam_constraints import ConstraintListState, DisjunctiveConstraint, PhrasalConstraint
 
 Case = dict[str, Any]
 Answer = dict[str, Any]
@@ -63,7 +64,22 @@ def until_end(row: list[int], ends: list[int]) -> list[int]:
     return row[: places[0] + 1] if places else row
 
 
-KINDS: dict[str, Callable[[Path, Case, torch.dtype], Answer]] = {"groups": beams, "words": words}
+def progress(folder: Path, case: Case, dtype: torch.dtype) -> Answer:
+    """After each token of a text: how far it is with its words, and what would bring it further."""
+    words = case["options"]["force_words_ids"]
+    state = ConstraintListState(
+        [DisjunctiveConstraint(word) if isinstance(word[0], list) else PhrasalConstraint(word) for word in words]
+    )
+    seen = []
+    for length in range(len(case["tokens"]) + 1):
+        state.reset(case["tokens"][:length])
+        seen.append([state.completed, state.get_bank(), state.advance()])
+        if state.completed:  # which the next reset would not take back
+            break
+    return {"states": seen}
+
+
+KINDS: dict[str, Callable[[Path, Case, torch.dtype], Answer]] = {"groups": beams, "progress": progress, "words": words}
 """How each kind of case is answered."""
 
 
@@ -77,7 +93,8 @@ def main() -> None:
     answered = {}
     for name, case in asked.items():
         single, double = (KINDS[case["kind"]](folder, case, dtype) for dtype in (torch.float32, torch.float64))
-        if single["texts"] == double["texts"] and single["texts"]:
+        same = all(single[name] == double[name] for name in single if name != "scores")
+        if same and single.get("texts") != []:
             answered[name] = single
         else:
             print(f"{name} is left out", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What an older transformers is asked: cases by name, and the tiny models that both sides make from a seed.
 
-Knows neither bloomery nor transformers. A case is a kind (a function of answer.py), a shape of tests/tiny.py, a prompt
-and options, whose names and values are those of GenerationConfig and of SamplingParams alike.
+Knows neither bloomery nor transformers. A case is a kind (a function of answer.py), a shape of tests/tiny.py, and what
+that kind takes: a prompt and options, say, whose names and values GenerationConfig and SamplingParams share.
 """
 
 import json
@@ -31,7 +31,8 @@ def cases() -> dict[str, Case]:
 
 
 def answers() -> dict[str, Any]:
-    """What was answered: `texts` (ids behind the prompt, their end of sequence included) and `scores`, by name."""
+    """What was answered by `answers`: by name, `texts` (ids behind the prompt, their end of sequence included) and
+    `scores`; by `versions`: of whom; by `weights`: seed and sha256 of each shape."""
     found: dict[str, Any] = json.loads(ANSWERS.read_text())
     return found
 
@@ -81,5 +82,16 @@ def _words(rng: random.Random) -> Case:
     return _case(rng, {"num_beams": rng.choice([2, 3, 4, 6, 8]), "force_words_ids": words}, used)
 
 
-KINDS = {"groups": (_groups, 40), "words": (_words, 60)}
+def _progress(rng: random.Random) -> Case:
+    """Words of few different tokens, which begin alike and break off, and a random text."""
+    words: list[Any] = []
+    for _ in range(rng.randint(1, 4)):
+        parts = [rng.choices(range(4, 8), k=rng.randint(1, 4)) for _ in range(rng.choice([1, 1, 2, 3]))]
+        apart = [p for n, p in enumerate(parts) if not any(p[: len(q)] == q for q in parts[:n] + parts[n + 1 :])]
+        words.append(apart if len(apart) > 1 else parts[0])
+    shape = next(iter(ENDS))
+    return {"shape": shape, "options": {"force_words_ids": words}, "tokens": rng.choices(range(4, 9), k=30)}
+
+
+KINDS = {"groups": (_groups, 40), "progress": (_progress, 40), "words": (_words, 60)}
 """Of each kind, what makes a case from random numbers, and how many there are."""

@@ -34,6 +34,8 @@ def spaced_ids(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
     Raises:
         UsageError: the tokenizer has no tokens for it.
     """
+    if not word.strip():
+        raise UsageError("a word is empty: it has no tokens")
     before, both = _encode(tokenizer, "a"), _encode(tokenizer, f"a {word.lstrip(' ')}")
     ids = both[len(before) :]
     if not ids or both[: len(before)] != before or _unknown(tokenizer) in ids:

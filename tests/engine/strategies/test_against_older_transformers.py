@@ -9,11 +9,13 @@ import pytest
 
 from bloomery import LLM, SamplingParams
 from bloomery.completion import Completion
+from bloomery.engine.words import none_of
 from oracles.cases import ENDS, answers, cases
 from tiny import Tiny
 
 ASKED, ANSWERED = cases(), answers()
-NAMES = sorted(ANSWERED["answers"])
+NAMES = sorted(name for name, answer in ANSWERED["answers"].items() if "texts" in answer)
+PROGRESS = sorted(name for name, answer in ANSWERED["answers"].items() if "states" in answer)
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,22 @@ def expect(name: str, ours: list[Completion]) -> None:
 def test_texts_and_scores_are_those_of_transformers_4(models: dict[str, LLM], name: str) -> None:
     case = ASKED[name]
     expect(name, models[case["shape"]].generate([case["prompt"]], SamplingParams(**case["options"])))
+
+
+def test_what_was_asked_covers_groups_words_ends_and_full_texts() -> None:
+    found = [(ASKED[name], ANSWERED["answers"][name]["texts"]) for name in NAMES]
+    for kind in ("groups", "words"):
+        lengths = [len(text) for case, texts in found if case["kind"] == kind for text in texts]
+        assert {20} < set(lengths)  # some end in the middle
+        assert {case["shape"] for case, _ in found if case["kind"] == kind} == set(ENDS)
+    assert ANSWERED["versions"]["transformers"] == "4.55.4"
+
+
+@pytest.mark.parametrize("name", PROGRESS)
+def test_the_way_through_words_is_that_of_transformers_4(name: str) -> None:
+    case, states = ASKED[name], ANSWERED["answers"][name]["states"]
+    params = SamplingParams(num_beams=2, **case["options"])
+    progress, tokens = none_of(params.force_words_ids), iter(case["tokens"])
+    for met, bank, wanted in states:
+        assert (progress.met, progress.bank, progress.wanted() or None) == (met, bank, wanted)
+        progress = progress.after(next(tokens, 0))
