@@ -50,7 +50,7 @@ def _case(rng: random.Random, options: dict[str, Any], without: Collection[int] 
     }
     if rng.random() < 0.7:  # likely ends, so that texts end in the middle
         more["sequence_bias"] = [[[end], rng.choice([3.0, 5.0, 6.0])] for end in ENDS[shape]]
-    # Not encoder_repetition_penalty, which transformers applies to the first beam alone.
+    # Not encoder_repetition_penalty, which transformers 4.55.4 applies to the first beam alone.
     for name, value in (
         ("repetition_penalty", 1.3),
         ("encoder_no_repeat_ngram_size", 2),

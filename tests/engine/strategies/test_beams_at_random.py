@@ -44,6 +44,7 @@ def configuration(seed: int) -> tuple[str, list[list[int]], dict[str, Any]]:
         options["sequence_bias"] = [[[end], rng.choice([3.0, 5.0, 7.0])] for end in ENDS[name]]
     for option, value in {
         "repetition_penalty": 1.3,
+        "encoder_repetition_penalty": 0.8,
         "no_repeat_ngram_size": 2,
         "encoder_no_repeat_ngram_size": 2,
         "min_new_tokens": 5,
