@@ -23,6 +23,7 @@ from bloomery.engine.options import EngineArguments, EngineOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
+from bloomery.engine.spelling import OR, spell_choices
 from bloomery.engine.start import start_engine
 from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
@@ -33,7 +34,7 @@ from bloomery.text.compile import Grammars
 from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
-from bloomery.text.words import word_ids
+from bloomery.text.words import spaced_ids, word_ids
 
 
 @dataclass
@@ -201,8 +202,16 @@ class LLM:
             found = [",".join(map(str, ids)) for word in params.bad_words for ids in word_ids(self.tokenizer, word)]
             params = replace(params, bad_words=(), bad_words_ids=(*params.bad_words_ids, *found))
         if params.negative_prompt is not None:
-            ids = self.prompts.named("negative_prompt", params.negative_prompt)
-            params = replace(params, negative_prompt=None, negative_prompt_ids=tuple(ids))
+            negative = self.prompts.named("negative_prompt", params.negative_prompt)
+            params = replace(params, negative_prompt=None, negative_prompt_ids=tuple(negative))
+        if params.force_words:
+            if self.tokenizer is None:
+                raise UsageError("the model has no tokenizer.json: give force_words_ids instead of force_words")
+            for text in params.force_words:
+                ids = [[spaced_ids(self.tokenizer, word) for word in text.split(OR)]]
+                forced = spell_choices(f"force_words {text!r}, as ids,", ids)
+                params = replace(params, force_words_ids=(*params.force_words_ids, *forced))
+            params = replace(params, force_words=())
         check_vocabulary(params, self.decoder.config.vocab_size)
         return params
 

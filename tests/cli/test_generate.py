@@ -393,3 +393,56 @@ def test_a_form_means_the_same_on_the_command_line_in_a_recipe_and_in_the_enviro
 )
 def test_a_wrong_form_gives_one_line(capsys, folder, argv, said):
     assert said in refused(capsys, "generate", "the", "--model", folder, *argv)
+
+
+BEAMS = ("--num-beams", "4", "--num-return-sequences", "2", "--max-new-tokens", "6")
+
+
+def test_beams_print_their_texts_best_first(capsys, folder):
+    texts = ["the cat", "and the dog"]
+    params = SamplingParams(num_beams=4, num_return_sequences=2, max_new_tokens=6)
+    expected = LLM(folder).generate(texts, params)
+    code, out, _ = run(capsys, "generate", *texts, "--model", folder, "--json", *BEAMS)
+    assert code == 0
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert [one["text"] for one in shown] == [one.text for one in expected]
+    assert [one["choice"] for one in shown] == [0, 1, 0, 1]
+    assert [one["score"] for one in shown] == [one.score for one in expected]
+    code, out, _ = run(capsys, "generate", *texts, "--model", folder, *BEAMS)
+    assert (code, out) == (0, "\n\n".join(one.text for one in expected) + "\n")
+
+
+def test_fewer_texts_than_were_asked_for_are_all_shown(capsys, folder):
+    """Two tokens are allowed, so that one step finds two texts behind each prompt, and four were asked for."""
+    suppressed = str([token for token in range(777) if token not in (300, 301)])
+    options = ("--model", folder, "--num-beams", "4", "--num-return-sequences", "4", "--max-new-tokens", "1")
+    options += ("--suppress-tokens", suppressed)
+    code, out, _ = run(capsys, "generate", "the cat", "a dog", *options, "--json")
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [one["choice"] for one in shown] == [0, 1, 0, 1]
+    assert all({one["token_ids"][0] for one in shown[n : n + 2]} == {300, 301} for n in (0, 2))
+    code, out, _ = run(capsys, "generate", "the cat", "a dog", *options)
+    assert (code, out) == (0, "\n\n".join(one["text"] for one in shown) + "\n")
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_ctrl_c_during_a_search_says_so_and_nothing_else(folder, more):
+    options = ("--model", folder, "--max-new-tokens", "480", "--ignore-eos", "--num-beams", "8", "-v", *more)
+    with start("generate", "the cat", *options) as process:
+        before = process.stderr.readline()  # it has loaded the model
+        time.sleep(1)  # and searches, most likely
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert b"loaded" in before
+    assert process.returncode == 130
+    assert out == b""
+    assert err == b"" or b"interrupted" in err
+    assert b"Traceback" not in err
+
+
+def test_a_forced_word_stands_in_every_text(capsys, folder):
+    code, out, _ = run(capsys, "generate", "the cat", "--model", folder, "--json", *BEAMS, "--force-words", "mat|dog")
+    assert code == 0
+    for line in out.splitlines():
+        assert any(word in json.loads(line)["text"] for word in (" mat", " dog"))

@@ -80,6 +80,50 @@ from bloomery import SamplingParams, UsageError
         ({"seed": 2**64}, "seed is"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"stop_strings": ("a", "")}, "stop string is empty"),
+        (
+            {"num_beam_groups": 2, "diversity_penalty": 1.0},
+            "num_beam_groups and diversity_penalty would have no effect",
+        ),
+        ({"num_beams": 4, "num_beam_groups": 0}, "num_beam_groups is 0"),
+        (
+            {"num_beams": 5, "num_beam_groups": 2, "diversity_penalty": 1},
+            "num_beams 5 cannot be cut into num_beam_groups",
+        ),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 would be 2 times the same: set diversity_penalty"),
+        ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty 1.0 is between groups .* drop it"),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0},
+            "diversity_penalty is 0: give a positive number",
+        ),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1, "temperature": 0.5},
+            "num_beam_groups 2 takes the likeliest, and temperature 0.5 draws: drop one",
+        ),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1, "force_words": ["a"]},
+            "force_words and num_beam_groups 2 are two ways to search: drop one",
+        ),
+        ({"force_words": ["a"]}, "force_words would have no effect without beams: set num_beams"),
+        ({"num_beams": 2, "force_words_ids": [[1]], "temperature": 1}, "force_words_ids takes the likeliest, and temp"),
+        ({"num_beams": 2, "force_words": "cat"}, "force_words is 'cat': give a list of texts"),
+        ({"num_beams": 2, "force_words": ["a", " "]}, "force_words has ' ', of which a word is empty"),
+        ({"num_beams": 2, "force_words": ["cat|"]}, "force_words has 'cat|', of which a word is empty"),
+        ({"num_beams": 2, "force_words": [[]]}, "force_words has [], of which a word is empty"),
+        ({"num_beams": 2, "force_words": [["a|b", "c"]]}, "force_words has ['a|b', 'c']: '|' stands between the words"),
+        ({"num_beams": 2, "force_words": [5]}, "force_words has 5: give a text"),
+        ({"num_beams": 2, "force_words_ids": ["cat"]}, "force_words_ids has 'cat': write it as 1,2,3"),
+        ({"num_beams": 2, "force_words_ids": [[]]}, "force_words_ids has []: write it as 1,2,3"),
+        ({"num_beams": 2, "force_words_ids": [[[1], []]]}, "force_words_ids has [[1], []]: write it as 1,2,3"),
+        ({"num_beams": 2, "force_words_ids": [[-1]]}, "force_words_ids has [-1]: write it as 1,2,3"),
+        (
+            {"num_beams": 2, "force_words_ids": ["5,6|5"]},
+            "force_words_ids has 5,6|5: 5 begins 5,6, so leave the longer",
+        ),
+        ({"num_beams": 2, "force_words_ids": ["5|5"]}, "force_words_ids has 5|5: 5 begins 5"),
+        (
+            {"num_beams": 2, "force_words_ids": ["1,2|3"], "suppress_tokens": [2], "bad_words_ids": [[3]]},
+            "force_words_ids asks for 1,2|3, which suppress_tokens or bad_words_ids forbid: drop it in one of them",
+        ),
         ({"top_p": 0.9}, "top_p would have no effect at temperature 0"),
         ({"top_k": 5, "min_p": 0.1}, "top_k and min_p would have no effect"),
     ],
@@ -107,6 +151,10 @@ def test_biases_and_sequences_mean_the_same_however_they_are_written():
     assert biased == replace(biased)
     assert biased.logit_bias == ("15=2.5", "7=-100.0")
     assert SamplingParams(bad_words_ids=[[1, 2], (3,)]).bad_words_ids == ("1,2", "3")
+    forced = SamplingParams(num_beams=2, force_words=["a", ["cat", "dog"]], force_words_ids=[[1, 2], [[3], (4, 5)]])
+    assert forced == SamplingParams(num_beams=2, force_words=("a", "cat|dog"), force_words_ids=("1,2", "3|4, 5"))
+    assert forced == replace(forced)
+    assert (forced.force_words, forced.force_words_ids) == (("a", "cat|dog"), ("1,2", "3|4,5"))
     assert SamplingParams(forced_eos_token_id=5).forced_eos_token_id == (5,)
 
 

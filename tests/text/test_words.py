@@ -8,7 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from bloomery import UsageError
 from bloomery.text.tokenizer import Tokenizer
-from bloomery.text.words import word_ids
+from bloomery.text.words import spaced_ids, word_ids
 from talker import byte_level_tokenizer
 
 
@@ -48,3 +48,12 @@ def test_a_word_that_has_no_tokens_is_refused_in_one_line(spaced: Tokenizer, wor
     with pytest.raises(UsageError, match="word") as caught:
         word_ids(spaced, word)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="word") as caught:
+        spaced_ids(spaced, word)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["cat", " cat"])
+def test_behind_a_space_is_as_it_stands_in_a_text(byte_level: Tokenizer, spaced: Tokenizer, word: str) -> None:
+    assert spaced_ids(byte_level, word) == tuple(byte_level.encode(" cat"))
+    assert spaced_ids(spaced, word) == (5, 3, 4)  # ▁c a t: a space before a text would be a second one

@@ -144,6 +144,8 @@ class _Output:
         self.texts = options.sampling.num_return_sequences  # of each prompt
         self.held: list[list[Piece]] = [[] for _ in range(prompts * self.texts)]
         self.current = 0
+        self.begun = False  # something of the current text is on stdout
+        self.shown = 0  # texts that are
         self.completions: list[Completion] = []
         self.tokens = 0
 
@@ -167,28 +169,33 @@ class _Output:
             logger.warning("%d of the texts asked for were not found: the options allow no more", missing)
 
     def flush(self) -> None:
-        """Show what there is of every text: no more will come."""
+        """Show what there is of every text: it was interrupted."""
         for held in self.held[self.current :]:
             if self.options.json and held:
                 done = held[-1].completion
                 partial = {"text": "".join(piece.text for piece in held), "finish_reason": "interrupted"}
                 print(json.dumps(_as_json(done) if done else partial, ensure_ascii=False))
-            elif not self.options.json:
+            elif not self.options.json and (held or self.begun):
                 print("".join(self._shown(piece) for piece in held))
+            self.begun = False
         sys.stdout.flush()
 
     def _advance(self) -> bool:
         """Show what the current text has; True when it is complete."""
         held = self.held[self.current]
-        done = held[-1].completion if held else None
+        if not held:
+            return False
+        done = held[-1].completion
         if self.options.json:
             if done is not None:
                 print(json.dumps(_as_json(done), ensure_ascii=False), flush=True)
             return done is not None
-        last = self.current == len(self.held) - 1
-        end = "" if done is None else "\n" if last else "\n\n"
-        print("".join(self._shown(piece) for piece in held), end=end, flush=True)
+        between = "\n" if self.shown and not self.begun else ""
+        text = "".join(self._shown(piece) for piece in held)
+        print(between + text, end="" if done is None else "\n", flush=True)
         held.clear()
+        self.begun = done is None
+        self.shown += done is not None
         return done is not None
 
     def _shown(self, piece: Piece) -> str:

@@ -18,6 +18,10 @@ from bloomery.errors import BloomeryError
 from bloomery.ops.random import fresh_seed
 
 
+class NoTokenLeft(BloomeryError):
+    """The options leave a text no token to go on with."""
+
+
 class Rules:
     """What the texts of one request have in common.
 
@@ -43,7 +47,9 @@ class Rules:
     ) -> None:
         self.prompt, self.params = prompt, params
         self.seed = fresh_seed() if params.seed is None else params.seed
-        self.processors = build_processors(params, prompt, eos_ids, keep=keep)
+        self.taken: list[int] = []
+        """Tokens that other groups of beams have taken in this step; whoever has groups says so."""
+        self.processors = build_processors(params, prompt, eos_ids, keep=keep, taken=self.taken)
         self.ends = () if params.ignore_eos else eos_ids
         self.most = params.most_new_tokens(len(prompt))
         self._clock, self._began = clock, 0.0
@@ -101,7 +107,8 @@ class Continuation:
         """Logits of the next token as the options make them: (V,) fp32 -> (V,).
 
         Raises:
-            BloomeryError: the model gave what is no number, or no token is left.
+            NoTokenLeft: the options leave none.
+            BloomeryError: the model gave what is no number.
         """
         self.rules.check_numbers(logits, f"at generated token {len(self)}")
         allowed = None if self.matcher is None else self.matcher.allowed()
@@ -115,7 +122,7 @@ class Continuation:
                 rows = process(history, rows)
             rows = _without(forbidden, rows)  # last: what replaces infinities would allow all again
         if not math.isfinite(rows.max()):
-            raise BloomeryError(
+            raise NoTokenLeft(
                 f"no token is left to choose at generated token {len(self)}: try it without "
                 f"{likely_culprits(self.rules.params) or 'the options that change logits'}"
             )

@@ -151,11 +151,13 @@ class Engine:
     def _decide(self, request: Request, error: BloomeryError | None) -> list[Update]:
         """What a request has to say, once all its rows have been run."""
         if error is not None:
-            self._finish(request)
-            return [Update(request, Said(finish="error"), error)]
+            return self._failed(request, error)
         if any(slot.pending for slot in request.slots):
             return []
-        decision = request.strategy.decide()
+        try:
+            decision = request.strategy.decide()
+        except BloomeryError as failure:
+            return self._failed(request, failure)
         request.decided = True
         if request.first_token is None and any(said.tokens for said in decision.said):
             request.first_token = perf_counter()
@@ -164,6 +166,11 @@ class Engine:
         else:
             self.scheduler.follow(request, decision)
         return [Update(request, said) for said in decision.said]
+
+    def _failed(self, request: Request, error: BloomeryError) -> list[Update]:
+        """End a request with what went wrong; the others go on."""
+        self._finish(request)
+        return [Update(request, Said(finish="error"), error)]
 
     def _finish(self, request: Request) -> None:
         request.finished = perf_counter()

@@ -1,4 +1,4 @@
-"""What values the options of a request may have, as tables, and which of them contradict each other.
+"""What values the options of a request may have, as tables.
 
 Knows the options by name only: no tensor, no model.
 """
@@ -9,7 +9,13 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from bloomery.engine.form import form_texts
-from bloomery.engine.spelling import read_bias, spell_biases, spell_sequences
+from bloomery.engine.spelling import (
+    read_bias,
+    spell_biases,
+    spell_choices,
+    spell_sequences,
+    spell_words,
+)
 from bloomery.errors import UsageError
 
 LEAST_TEMPERATURE = 1e-20
@@ -60,6 +66,7 @@ WHOLE = {
     "prompt_lookup_num_tokens": _from(1),
     "max_matching_ngram_size": _within("[]", 1, 32),
     "num_assistant_tokens": _from(0, "give 0 or more"),
+    "num_beam_groups": _from(1, "give at least 1; 1 is no group"),
 }
 REAL = {
     "top_h": _within("(]", 0, 1),
@@ -76,17 +83,22 @@ REAL = {
     # Log-probabilities multiplied by far more would leave the numbers.
     "guidance_scale": Limit(-1e6, 1e6, "[]", "give a number from -1e6 to 1e6; 1 is no guidance"),
     "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
+    "diversity_penalty": Limit(0, math.inf, "()", "give a positive number"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
 TEXTS = ("stop_strings", "bad_words")
 IDS = ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "negative_prompt_ids")
 FLAGS = ("ignore_eos", "json_object", "remove_invalid_values", "renormalize_logits")
-REQUIRED = ("min_new_tokens", "temperature", "num_return_sequences", "num_beams", "length_penalty", "guidance_scale")
+REQUIRED = (
+    "min_new_tokens",
+    "temperature",
+    "num_return_sequences",
+    "num_beams",
+    "num_beam_groups",
+    "length_penalty",
+    "guidance_scale",
+)
 """Numbers that are never unset."""
-ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}
-"""Options of a beam search only, and their defaults."""
-ONLY_SAMPLING = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Options that never take the likeliest token away, and so do nothing where that one is taken."""
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,17 +117,19 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in IDS:
         values[name] = _id_list(name, values[name])
     negative = values["negative_prompt"]
-    _check(negative is None or isinstance(negative, str), f"negative_prompt is {negative!r}: give a text")
+    check(negative is None or isinstance(negative, str), f"negative_prompt is {negative!r}: give a text")
     for name in FLAGS:
-        _check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
+        check(isinstance(values[name], bool), f"{name} is {values[name]!r}: give True or False")
     early = values["early_stopping"]
-    _check(isinstance(early, bool) or early == "never", f"early_stopping is {early!r}: give True, False or never")
+    check(isinstance(early, bool) or early == "never", f"early_stopping is {early!r}: give True, False or never")
     values["bad_words_ids"] = spell_sequences("bad_words_ids", values["bad_words_ids"])
+    values["force_words"] = spell_words("force_words", values["force_words"])
+    values["force_words_ids"] = spell_choices("force_words_ids", values["force_words_ids"])
     values["sequence_bias"] = spell_biases("sequence_bias", values["sequence_bias"], single=False)
     values["logit_bias"] = spell_biases("logit_bias", values["logit_bias"], single=True)
     for text in values["logit_bias"]:
         _, bias = read_bias(text)
-        _check(-100 <= bias <= 100, f"logit_bias has {text}: give a bias in [-100, 100], or use sequence_bias")
+        check(-100 <= bias <= 100, f"logit_bias has {text}: give a bias in [-100, 100], or use sequence_bias")
     values |= form_texts(values)
     name = "exponential_decay_length_penalty"
     values[name] = _start_and_factor(name, values[name])
@@ -124,147 +138,14 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_temperature(value: float) -> None:
     """Raises UsageError for one that is neither 0 nor a usable divisor."""
-    _check(
+    check(
         value == 0 or LEAST_TEMPERATURE <= value < math.inf,
         f"temperature is {value}: give 0 (greedy) or a positive number"
         + (f", at least {LEAST_TEMPERATURE}" if value > 0 else ""),
     )
 
 
-def check_together(values: Mapping[str, Any]) -> None:
-    """Options that exclude each other.
-
-    Raises:
-        UsageError: names both, and which to drop.
-    """
-    most_new, most, least_new, least = (
-        values[name] for name in ("max_new_tokens", "max_length", "min_new_tokens", "min_length")
-    )
-    _check(
-        most is None or most_new is None,
-        f"max_length {most} and max_new_tokens {most_new} both say where to end: drop max_length, which counts the "
-        "prompt too",
-    )
-    limit = most_new or DEFAULT_NEW_TOKENS
-    _check(
-        most is not None or least_new <= limit,
-        f"min_new_tokens is {least_new}: give a number from 0 to max_new_tokens ({limit})",
-    )
-    # A prompt has a token at least.
-    for name, value, reach in (("min_new_tokens", least_new, (most or 0) - 1), ("min_length", least or 0, most or 0)):
-        _check(
-            most is None or value <= reach,
-            f"{name} {value} cannot be reached within max_length {most}: drop {name}, or raise max_length",
-        )
-    _check_contrastive(values)
-    if values["temperature"] == 0:
-        used = ("top_k",) if values["penalty_alpha"] is not None else ()
-        idle = [name for name in ONLY_SAMPLING if values[name] is not None and name not in used]
-        _check(
-            not idle,
-            f"{' and '.join(idle)} would have no effect at temperature 0 (greedy): set a temperature, such as 0.8",
-        )
-    _check(
-        not (values["ignore_eos"] and values["exponential_decay_length_penalty"]),
-        "exponential_decay_length_penalty makes a text end, and ignore_eos goes on past its end: drop one of them",
-    )
-    _check_forced(values)
-    _check_several(values)
-    _check_guesses(values)
-    _check_guidance(values)
-
-
-def _check_several(values: Mapping[str, Any]) -> None:
-    """Numbers of texts and of beams."""
-    beams, texts, best_of = (values[name] for name in ("num_beams", "num_return_sequences", "best_of"))
-    if beams == 1:
-        idle = [name for name, default in ONLY_BEAMS.items() if values[name] != default]
-        _check(not idle, f"{' and '.join(idle)} would have no effect without beams: set num_beams, or leave it out")
-        _check(
-            values["temperature"] > 0 or max(texts, best_of or 1) == 1,
-            f"greedy has one text, and {'best_of' if best_of else 'num_return_sequences'} asks for "
-            f"{max(texts, best_of or 1)}: set a temperature, such as 0.8, or num_beams",
-        )
-    _check(
-        beams == 1 or best_of is None,
-        f"num_beams {beams} and best_of {best_of} both look for the best texts: drop best_of",
-    )
-    for name, most in (("num_beams", beams if beams > 1 else None), ("best_of", best_of)):
-        _check(
-            most is None or texts <= most,
-            f"num_return_sequences {texts} is more than {name} {most} finds: raise {name}, or ask for fewer",
-        )
-
-
-def _check_guesses(values: Mapping[str, Any]) -> None:
-    """Tokens that are guessed first."""
-    lookup, longest, assistant, beams = (
-        values[name]
-        for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens", "num_beams")
-    )
-    _check(
-        longest is None or lookup is not None,
-        "max_matching_ngram_size would have no effect without prompt_lookup_num_tokens: set that too, or leave it out",
-    )
-    _check(
-        not lookup or not assistant,
-        f"prompt_lookup_num_tokens {lookup} and num_assistant_tokens {assistant} both guess the next tokens: drop one "
-        "of them",
-    )
-    for name, value in (("prompt_lookup_num_tokens", lookup), ("num_assistant_tokens", assistant)):
-        _check(
-            not value or beams == 1, f"{name} {value} guesses for one text, and num_beams {beams} searches: drop {name}"
-        )
-
-
-def _check_contrastive(values: Mapping[str, Any]) -> None:
-    """Contrastive search has candidates to choose among, one text, and nothing that chooses otherwise."""
-    if values["penalty_alpha"] is None:
-        return
-    _check((values["top_k"] or 0) > 1, "penalty_alpha chooses among the top_k likeliest tokens: give top_k, such as 4")
-    others = {
-        "temperature": 0,
-        "num_beams": 1,
-        "num_return_sequences": 1,
-        "best_of": None,
-        "guidance_scale": 1,
-        "prompt_lookup_num_tokens": None,
-    }
-    for name, off in others.items():
-        _check(
-            values[name] == off,
-            f"penalty_alpha and {name} {values[name]} do not go together, since contrastive search finds one text and "
-            "draws nothing: drop one of them",
-        )
-
-
-def _check_guidance(values: Mapping[str, Any]) -> None:
-    """A negative prompt needs guidance, and guidance a step for each token."""
-    given = [name for name in ("negative_prompt", "negative_prompt_ids") if values[name] not in (None, ())]
-    _check(len(given) < 2, "negative_prompt and negative_prompt_ids are two of one kind: drop one of them")
-    _check(
-        not given or values["guidance_scale"] != 1,
-        f"{''.join(given)} would have no effect without guidance: set guidance_scale, such as 1.5, or leave it out",
-    )
-    scale, lookup = values["guidance_scale"], values["prompt_lookup_num_tokens"]
-    _check(
-        scale == 1 or not lookup,
-        f"guidance_scale {scale} compares two prompts at each token, and prompt_lookup_num_tokens {lookup} runs "
-        "several at once: drop prompt_lookup_num_tokens",
-    )
-
-
-def _check_forced(values: Mapping[str, Any]) -> None:
-    """A forced token that another option forbids would leave none."""
-    bos = values["forced_bos_token_id"]
-    for forced, ids in (("forced_eos_token_id", values["forced_eos_token_id"]), ("forced_bos_token_id", (bos,))):
-        _check(
-            not ids or not set(ids) <= set(values["suppress_tokens"]),
-            f"suppress_tokens forbids what {forced} forces: drop one of them",
-        )
-
-
-def _check(right: bool, message: str) -> None:
+def check(right: bool, message: str) -> None:
     """Raises UsageError with the message unless it is right."""
     if not right:
         raise UsageError(message)
@@ -272,29 +153,29 @@ def _check(right: bool, message: str) -> None:
 
 def _number(name: str, value: Any) -> int | float:
     if name in WHOLE:
-        _check(_is_whole(value), f"{name} is {value!r}: give a whole number")
+        check(_is_whole(value), f"{name} is {value!r}: give a whole number")
         number, limit = int(value), WHOLE[name]
     else:
-        _check(isinstance(value, Real) and not isinstance(value, bool), f"{name} is {value!r}: give a number")
+        check(isinstance(value, Real) and not isinstance(value, bool), f"{name} is {value!r}: give a number")
         if name not in REAL:
             return value
         number, limit = value, REAL[name]
-    _check(limit.holds(number), f"{name} is {number}: {limit.advice}")
+    check(limit.holds(number), f"{name} is {number}: {limit.advice}")
     return number
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     right = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
-    _check(right, f"{name} is {value!r}: give a list of texts, also for one")
-    _check(name != "stop_strings" or all(value), "a stop string is empty: it would end every text at once")
-    _check(name != "bad_words" or all(text.strip() for text in value), "a bad word is empty: it would forbid nothing")
+    check(right, f"{name} is {value!r}: give a list of texts, also for one")
+    check(name != "stop_strings" or all(value), "a stop string is empty: it would end every text at once")
+    check(name != "bad_words" or all(text.strip() for text in value), "a bad word is empty: it would forbid nothing")
     return tuple(value)
 
 
 def _id_list(name: str, value: Any) -> tuple[int, ...]:
     values = (value,) if _is_whole(value) else value
     right = isinstance(values, tuple | list) and all(_is_whole(one) and one >= 0 for one in values)
-    _check(right, f"{name} is {value!r}: give token ids, 0 or more")
+    check(right, f"{name} is {value!r}: give token ids, 0 or more")
     return tuple(int(one) for one in values)
 
 
@@ -302,12 +183,12 @@ def _start_and_factor(name: str, value: Any) -> tuple[float, ...]:
     pair = () if value is None else value
     right = isinstance(pair, tuple | list) and len(pair) in (0, 2)
     right = right and all(isinstance(one, Real) and not isinstance(one, bool) for one in pair)
-    _check(right, f"{name} is {value!r}: give two numbers, the new tokens before it begins and its factor")
+    check(right, f"{name} is {value!r}: give two numbers, the new tokens before it begins and its factor")
     if not pair:
         return ()
     start, factor = pair
-    _check(start >= 0 and start == int(min(start, 2**63)), f"{name} begins at {start}: give a whole number, 0 or more")
-    _check(0 < factor < math.inf, f"{name} has the factor {factor}: give a positive number; above 1 ends texts sooner")
+    check(start >= 0 and start == int(min(start, 2**63)), f"{name} begins at {start}: give a whole number, 0 or more")
+    check(0 < factor < math.inf, f"{name} has the factor {factor}: give a positive number; above 1 ends texts sooner")
     return int(start), float(factor)
 
 

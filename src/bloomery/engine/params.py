@@ -3,8 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from bloomery.engine.contradictions import check_together
 from bloomery.engine.form import Form, asked_form
-from bloomery.engine.limits import DEFAULT_NEW_TOKENS, canonical, check_together
+from bloomery.engine.limits import DEFAULT_NEW_TOKENS, canonical
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,7 @@ class SamplingParams:
 
     Lists of any kind become tuples. Biases become texts, as a recipe writes them: `logit_bias` may be given as
     {15: 2.5} or as ["15=2.5"], `sequence_bias` as {(1, 2): -5.0} or ["1,2=-5.0"], `bad_words_ids` as [[1, 2]] or
-    ["1,2"].
+    ["1,2"], `force_words_ids` as [[[1, 2], [3]]] or ["1,2|3"], `force_words` as [["cat", "dog"]] or ["cat|dog"].
 
     Raises:
         UsageError: a value is out of its range, would have no effect, or contradicts another.
@@ -92,6 +93,14 @@ class SamplingParams:
     """Sample so many texts, and give those whose tokens the model finds likeliest on average."""
     num_beams: int = 1
     """Search with so many beams: the likeliest sequences, instead of the likeliest next token; 1 is no search."""
+    num_beam_groups: int = 1
+    """Search in so many groups of beams, each avoiding what those before it say; 1 is no group."""
+    diversity_penalty: float | None = None
+    """Subtract this from a token's log-probability for every time that a group before takes it in the same step."""
+    force_words: tuple[str, ...] = ()
+    """Words that a text must hold, found by a beam search; cat|dog is either; may be given several times."""
+    force_words_ids: tuple[str, ...] = ()
+    """Token sequences that a text must hold: 1,2,3, or 1,2|3 for either; may be given several times."""
     length_penalty: float = 1.0
     """A beam's score is its log-probability over its length to this power: above 0 longer texts win, below shorter."""
     early_stopping: bool | Literal["never"] = False

@@ -1,6 +1,7 @@
 """How token sequences and biases are written as texts, so that a command line, a recipe and Python say them alike.
 
-A sequence is "1,2,3"; a bias is "1,2,3=-5.0". Knows no option's meaning and no vocabulary.
+A sequence is "1,2,3", a choice of sequences "1,2|3"; a bias is "1,2,3=-5.0". Knows no option's
+meaning and no vocabulary.
 """
 
 import json
@@ -11,10 +12,18 @@ from typing import Any
 
 from bloomery.errors import UsageError
 
+OR = "|"
+"""Between what is a choice."""
+
 
 def read_sequence(text: str) -> tuple[int, ...]:
     """Ids of "1,2,3". Raises ValueError for anything else."""
     return tuple(_digits(part) for part in text.split(","))
+
+
+def read_choice(text: str) -> tuple[tuple[int, ...], ...]:
+    """Sequences of "1,2|3", of which one is meant. Raises ValueError for anything else."""
+    return tuple(read_sequence(part) for part in text.split(OR))
 
 
 def read_bias(text: str) -> tuple[tuple[int, ...], float]:
@@ -32,6 +41,37 @@ def spell_sequences(name: str, value: Any) -> tuple[str, ...]:
         UsageError: one is neither, or is empty.
     """
     return tuple(_spell_sequence(name, entry) for entry in _entries(name, value, "a list of id lists"))
+
+
+def spell_choices(name: str, value: Any) -> tuple[str, ...]:
+    """Sequences, and lists of sequences that are choices, each as text or as ids -> texts.
+
+    Raises:
+        UsageError: one is neither, or is empty, or begins another of its choice, which then would do nothing.
+    """
+    return tuple(_spell_choice(name, entry) for entry in _entries(name, value, "a list of id lists"))
+
+
+def spell_words(name: str, value: Any) -> tuple[str, ...]:
+    """Texts, and lists of texts that are choices -> texts, "cat|dog" for a choice.
+
+    Raises:
+        UsageError: one is neither, or is empty.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UsageError(f"{name} is {_shown(value)}: give a list of texts, also for one")
+    spelled = []
+    for entry in value:
+        words = [entry] if isinstance(entry, str) else entry
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise UsageError(f"{name} has {_shown(entry)}: give a text, or a list of texts of which one is meant")
+        if len(words) > 1 and any(OR in word for word in words):
+            raise UsageError(f"{name} has {_shown(entry)}: '{OR}' stands between the words of a choice")
+        text = OR.join(words)
+        if not all(word.strip() for word in text.split(OR)):
+            raise UsageError(f"{name} has {_shown(entry)}, of which a word is empty: it would ask for nothing")
+        spelled.append(text)
+    return tuple(spelled)
 
 
 def spell_biases(name: str, value: Any, *, single: bool) -> tuple[str, ...]:
@@ -77,6 +117,23 @@ def _spell_sequence(name: str, entry: Any) -> str:
     except (TypeError, ValueError):
         raise UsageError(f"{name} has {_shown(entry)}: write it as 1,2,3, the ids of its tokens") from None
     return ",".join(map(str, ids))
+
+
+def _spell_choice(name: str, entry: Any) -> str:
+    shape = f"write it as 1,2,3, the ids of its tokens, or as a choice, 1,2{OR}3"
+    try:
+        nested = not isinstance(entry, str) and any(not isinstance(part, Integral) for part in entry)
+        choice = read_choice(entry) if isinstance(entry, str) else tuple(map(_ids, entry if nested else [entry]))
+        if not choice or not all(choice):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} has {_shown(entry)}: {shape}") from None
+    texts = [",".join(map(str, ids)) for ids in choice]
+    for one, text in enumerate(texts):
+        for other in (n for n in range(len(choice)) if n != one):
+            if choice[other][: len(choice[one])] == choice[one]:
+                raise UsageError(f"{name} has {OR.join(texts)}: {text} begins {texts[other]}, so leave the longer out")
+    return OR.join(texts)
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

@@ -113,5 +113,9 @@ class Strategy(Protocol):
         ...
 
     def decide(self) -> Decision:
-        """All rows have been run."""
+        """All rows have been run.
+
+        Raises:
+            BloomeryError: the request cannot go on.
+        """
         ...

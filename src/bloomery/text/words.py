@@ -28,6 +28,21 @@ def word_ids(tokenizer: Tokenizer, word: str) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(found))
 
 
+def spaced_ids(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
+    """How the tokenizer writes a word behind another and a space, whether or not the word begins with spaces.
+
+    Raises:
+        UsageError: the tokenizer has no tokens for it.
+    """
+    if not word.strip():
+        raise UsageError("a word is empty: it has no tokens")
+    before, both = _encode(tokenizer, "a"), _encode(tokenizer, f"a {word.lstrip(' ')}")
+    ids = both[len(before) :]
+    if not ids or both[: len(before)] != before or _unknown(tokenizer) in ids:
+        raise UsageError(f"the tokenizer has no tokens for the word {word!r}: leave it out, or give its ids")
+    return ids
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Ids of a text, without those that stand around every text."""
     try:

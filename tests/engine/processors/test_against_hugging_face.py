@@ -228,6 +228,21 @@ def test_a_penalty_of_openai_is_its_formula(name: str, case: Case, alpha: float)
 
 
 @FEW
+@given(case=cases(), penalty=st.floats(0.1, 5), taken=st.lists(st.integers(0, VOCABULARY - 1), max_size=6))
+def test_diversity_is_the_hamming_distance_to_what_others_have_taken(
+    case: Case, penalty: float, taken: list[int]
+) -> None:
+    """Vijayakumar et al. 2018, 4.1: less the penalty times how often the groups before have taken a token."""
+    counts = np.bincount(taken, minlength=VOCABULARY) if taken else np.zeros(VOCABULARY)
+    expected = torch.tensor(case.logits.double().numpy() - counts * penalty)
+    before, known = case.logits.clone(), list[int]()
+    process = penalties.diversity(penalty, known)
+    known += taken  # known only when it runs
+    torch.testing.assert_close(process(case.history, case.logits).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(case.logits, before)
+
+
+@FEW
 @given(case=cases(), seed=st.integers(0, 2**32))
 def test_remove_invalid_values_equals_hugging_faces(case: Case, seed: int) -> None:
     torch.manual_seed(seed)

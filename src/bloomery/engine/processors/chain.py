@@ -13,7 +13,7 @@ from bloomery.engine.form import FORMS
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors import forbid, penalties, warp
 from bloomery.engine.processors.signature import Processor
-from bloomery.engine.spelling import read_bias, read_sequence
+from bloomery.engine.spelling import read_bias, read_choice, read_sequence
 from bloomery.errors import UsageError
 
 
@@ -26,6 +26,7 @@ class Place(NamedTuple):
     end: int  # most tokens of prompt and text
     eos_ids: tuple[int, ...]
     keep: int  # tokens that cutting always leaves
+    taken: Sequence[int]  # tokens of other groups of beams in this step, at any time
 
 
 Row = tuple[str, Callable[[Any, Place], Processor]]
@@ -34,6 +35,7 @@ ORDER: tuple[Row, ...] = (
     ("sequence_bias", lambda texts, at: penalties.sequence_bias([read_bias(text) for text in texts])),
     # OpenAI's name for biases of single tokens: beside those of sequences.
     ("logit_bias", lambda texts, at: penalties.sequence_bias([read_bias(text) for text in texts])),
+    ("diversity_penalty", lambda penalty, at: penalties.diversity(penalty, at.taken)),
     ("encoder_repetition_penalty", lambda value, at: penalties.encoder_repetition(value, at.prompt)),
     ("repetition_penalty", lambda value, at: penalties.repetition(value)),
     # OpenAI's penalties for the same fault: behind the factor, since they are subtracted and would be scaled by it.
@@ -95,13 +97,19 @@ FORBIDDING = (
 
 
 def build_processors(
-    params: SamplingParams, prompt: Sequence[int], eos_ids: tuple[int, ...] = (), *, keep: int = 1
+    params: SamplingParams,
+    prompt: Sequence[int],
+    eos_ids: tuple[int, ...] = (),
+    *,
+    keep: int = 1,
+    taken: Sequence[int] = (),
 ) -> list[Processor]:
     """What `params` asks for behind one prompt, in the order in which Hugging Face applies it.
 
     Args:
         params: its bad_words are ids already.
         keep: tokens that top_k and its like always leave. Beams need one more than there are ends of sequence.
+        taken: tokens that other groups of beams have taken, whenever a processor runs.
 
     Raises:
         UsageError: an option cannot be met behind this prompt, or by a model with these ends of sequence.
@@ -110,7 +118,7 @@ def build_processors(
     length = len(prompt)
     _check_place(params, length, eos_ids)
     begin = length + 1 if length == 1 and params.forced_bos_token_id is not None else length
-    at = Place(torch.tensor(prompt), length, begin, length + params.most_new_tokens(length), eos_ids, keep)
+    at = Place(torch.tensor(prompt), length, begin, length + params.most_new_tokens(length), eos_ids, keep, taken)
     return [
         build(value, at)
         for name, build in ORDER
@@ -132,6 +140,7 @@ def check_vocabulary(params: SamplingParams, size: int) -> None:
     named = {
         **{name: [token for ids in sequences for token in ids] for name, sequences in biases.items()},
         "bad_words_ids": [token for text in params.bad_words_ids for token in read_sequence(text)],
+        "force_words_ids": [token for text in params.force_words_ids for ids in read_choice(text) for token in ids],
         "forced_bos_token_id": [] if params.forced_bos_token_id is None else [params.forced_bos_token_id],
         "forced_eos_token_id": params.forced_eos_token_id,
         "suppress_tokens": params.suppress_tokens,

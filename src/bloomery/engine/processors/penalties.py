@@ -40,6 +40,18 @@ def presence(penalty: float, prompt: int) -> Processor:
     return lambda history, logits: logits - penalty * (_counts(history[:, prompt:], logits) > 0)
 
 
+def diversity(penalty: float, taken: Sequence[int]) -> Processor:
+    """Less `penalty` times how often a token stands in `taken`, as it is whenever this runs: what the groups before
+    have taken in this step (Vijayakumar et al. 2018, Hamming diversity)."""
+
+    def process(_: Tensor, logits: Tensor) -> Tensor:
+        if not taken:
+            return logits
+        return logits - penalty * _counts(torch.tensor([list(taken)], device=logits.device), logits[:1])
+
+    return process
+
+
 def decaying_length(start: int, factor: float, prompt: int, eos_ids: Sequence[int]) -> Processor:
     """After `start` new tokens the ends of a text gain |logit| (factor ** steps - 1), except what is forbidden.
 

@@ -3,7 +3,9 @@
 from bloomery.engine.continuation import Generating
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.beams import BeamSearch
+from bloomery.engine.strategies.constrained import ConstrainedBeams
 from bloomery.engine.strategies.contrastive import ContrastiveSearch
+from bloomery.engine.strategies.groups import DiverseBeams
 from bloomery.engine.strategies.guided import Guided
 from bloomery.engine.strategies.prompt_scores import PromptScores
 from bloomery.engine.strategies.sampling import Sampling
@@ -50,6 +52,10 @@ def _choosing(
         return Speculative(prompt, params, eos_ids, matcher, draft=draft)
     if params.prompt_lookup_num_tokens is not None:
         return Speculative(prompt, params, eos_ids, matcher)
+    if params.num_beam_groups > 1:
+        return DiverseBeams(prompt, params, eos_ids, matcher)
+    if params.force_words_ids:
+        return ConstrainedBeams(prompt, params, eos_ids, matcher)
     if params.num_beams > 1:
         return BeamSearch(prompt, params, eos_ids, matcher)
     if params.penalty_alpha is not None:
