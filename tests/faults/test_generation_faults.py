@@ -93,6 +93,22 @@ GIVEN: dict[str, tuple[tuple[str, ...], Any]] = {
     "num_return_sequences": (("2",), 2),
     "best_of": (("4",), 4),
     "num_beams": (("3",), 3),
+    "num_beam_groups": (("3",), 3),
+    "diversity_penalty": (("0.7",), 0.7),
+    "force_words": (("cat", "a dog|a mouse"), ("cat", "a dog|a mouse")),
+    "force_words_ids": (("5,6|7",), ("5,6|7",)),
+    "prompt_lookup_num_tokens": (("4",), 4),
+    "max_matching_ngram_size": (("3",), 3),
+    "num_assistant_tokens": (("6",), 6),
+    "guidance_scale": (("1.5",), 1.5),
+    "negative_prompt": (("the dog",), "the dog"),
+    "negative_prompt_ids": (("5", "6"), (5, 6)),
+    "penalty_alpha": (("0.6",), 0.6),
+    "json_schema": (('{"type": "integer"}',), '{"type": "integer"}'),
+    "json_object": ((), True),
+    "regex": (("[a-z]+",), "[a-z]+"),
+    "grammar": (('start: "a"',), 'start: "a"'),
+    "prompt_logprobs": (("1",), 1),
     "length_penalty": (("0.5",), 0.5),
     "early_stopping": (("never",), "never"),
     "seed": (("11",), 11),
@@ -100,20 +116,19 @@ GIVEN: dict[str, tuple[tuple[str, ...], Any]] = {
     "stop_strings": (("a,b=c", "[x]", "\n\n"), ("a,b=c", "[x]", "\n\n")),
     "logprobs": (("2",), 2),
 }
-NEEDS = {"length_penalty": "num_beams", "early_stopping": "num_beams"} | dict.fromkeys(
-    (
-        "top_h",
-        "top_k",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "num_return_sequences",
-        "best_of",
-    ),
-    "temperature",
-)
+SAMPLES = ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "best_of")
+NEEDS: dict[str, tuple[str, ...]] = dict.fromkeys((*SAMPLES, "num_return_sequences"), ("temperature",)) | {
+    "length_penalty": ("num_beams",),
+    "early_stopping": ("num_beams",),
+    "force_words": ("num_beams",),
+    "force_words_ids": ("num_beams",),
+    "num_beam_groups": ("num_beams", "diversity_penalty"),
+    "diversity_penalty": ("num_beams", "num_beam_groups"),
+    "max_matching_ngram_size": ("prompt_lookup_num_tokens",),
+    "negative_prompt": ("guidance_scale",),
+    "negative_prompt_ids": ("guidance_scale",),
+    "penalty_alpha": ("top_k",),
+}
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -126,7 +141,7 @@ def test_every_option_of_the_command_line_reaches_the_request(capsys, folder, mo
         return iter(())
 
     monkeypatch.setattr(LLM, "stream", stream)
-    names = [name, *([NEEDS[name]] if name in NEEDS else [])]
+    names = [name, *NEEDS.get(name, ())]
     argv = []
     for one in names:
         values = GIVEN[one][0]
