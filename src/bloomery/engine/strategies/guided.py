@@ -24,9 +24,10 @@ class Guided:
 
     def __init__(self, inner: Generating, against: list[int], scale: float) -> None:
         self.inner, self.against = inner, against
-        self.guidance = Guidance(scale)
+        self.guidance = Guidance(scale, len(inner.rules.prompt))
         inner.rules.processors.insert(0, self.guidance)
         self._count = 0  # R of this step; none before the first
+        self._texts: list[tuple[int, ...]] = []  # of each of R sequences, what it has run behind the prompt
         self._waiting: dict[int, tuple[Tensor, Tensor]] = {}  # whose other half has not come: logits and hidden states
 
     @property
@@ -43,7 +44,11 @@ class Guided:
 
     def rows(self) -> list[Row]:
         rows = self.inner.rows()
-        shadows = [row._replace(ids=row.ids if self._count else self.against) for row in rows]
+        if self._count:
+            shadows = rows
+            self._texts = [(*text, *row.ids) for text, row in zip(self._texts, rows, strict=True)]
+        else:
+            shadows, self._texts = [row._replace(ids=self.against) for row in rows], [()] * len(rows)
         self._count = len(rows)
         return [*rows, *shadows]
 
@@ -57,12 +62,15 @@ class Guided:
         mine = min(halves)
         shadow, _ = halves[mine + self._count]
         self.rules.check_numbers(shadow, "behind the negative prompt")
-        self.guidance.against = shadow
+        self.guidance.against[self._texts[mine]] = shadow[-1].clone()
         self.inner.accept(mine, *halves[mine])
 
     def decide(self) -> Decision:
         decision = self.inner.decide()
+        self.guidance.against.clear()
         keep = decision.keep
+        if keep is not None:
+            self._texts = [self._texts[parent] for parent in keep]
         return decision._replace(
             back=decision.back * 2,
             keep=None if keep is None else (*keep, *(self._count + parent for parent in keep)),
