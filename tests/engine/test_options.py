@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bloomery import LLM, UsageError
@@ -57,6 +58,11 @@ GIVEN: EngineArguments = {
 def test_no_option_rewrites_another() -> None:
     assert asdict(EngineOptions(**GIVEN)) == GIVEN
     assert set(GIVEN) == {field.name for field in fields(EngineOptions)} == set(EngineArguments.__annotations__)
+
+
+def test_numbers_of_other_libraries_are_whole_numbers() -> None:
+    options = EngineOptions(max_batch_size=np.int64(3))
+    assert (type(options.max_batch_size), options) == (int, EngineOptions(max_batch_size=3))
 
 
 def test_recipe_environment_and_command_line_have_them_all(

@@ -108,7 +108,7 @@ def test_code_is_made_a_bounded_number_of_times(tiny: Any, name: str, kind: Any)
         prompts = [checkpoint.prompt(length) for length in lengths]
         assert texts(compiled, prompts) == [tuple(checkpoint.greedy(ids)[:12]) for ids in prompts]
         made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert made[1] <= 12
+    assert 5 <= made[1] <= 12  # one of them is no part of a block
     assert made[2:] == [made[1]] * 4
     assert torch._dynamo.utils.counters["frames"]["total"] == torch._dynamo.utils.counters["frames"]["ok"]
 
@@ -121,7 +121,7 @@ def test_what_is_warmed_up_is_not_compiled_again(bloom: Tiny) -> None:
     llm = LLM(bloom.path, compile=True, warmup=True, shapes="static", max_batch_size=3)
     made = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     texts(llm, [bloom.prompt(length) for length in LENGTHS])
-    assert made == torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert made == torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 5
 
 
 @pytest.mark.slow

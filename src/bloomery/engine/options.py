@@ -1,6 +1,7 @@
 """EngineOptions: how a model is run, the same for all its requests. Knows no tensor and no model."""
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, TypedDict, get_args
 
 from bloomery.engine.limits import Limit
@@ -70,7 +71,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
         if self.bucket is not None and self.shapes != "bucket":
             raise UsageError(
                 f"bucket {self.bucket} and shapes {self.shapes} contradict each other: drop bucket, or give shapes "
@@ -78,18 +79,21 @@ class EngineOptions:
             )
 
 
-def _check(name: str, value: Any) -> None:
-    """Raises UsageError for a value that the option of this name cannot have."""
+def _checked(name: str, value: Any) -> Any:
+    """A value as Python's own. Raises UsageError for one that the option of this name cannot have."""
     if name in CHOICES:
         known = get_args(CHOICES[name])
         if value not in known:
             raise UsageError(f"{name} '{value}' is not one of: {', '.join(known)}")
-    elif name in WHOLE:
-        if value is None and name not in REQUIRED:
-            return
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UsageError(f"{name} is {value!r}: give a whole number")
-        if not WHOLE[name].holds(value):
-            raise UsageError(f"{name} is {value}: {WHOLE[name].advice}")
-    elif not isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}: give True or False")
+        return value
+    if name not in WHOLE:
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r}: give True or False")
+        return value
+    if value is None and name not in REQUIRED:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}: give a whole number")
+    if not WHOLE[name].holds(int(value)):
+        raise UsageError(f"{name} is {value}: {WHOLE[name].advice}")
+    return int(value)

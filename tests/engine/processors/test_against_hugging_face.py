@@ -204,12 +204,13 @@ def test_guidance_equals_hugging_faces_given_what_the_model_says_behind_the_othe
     against = torch.randn(case.logits.shape)
     said = ModelOutput(logits=against[:, None])
     theirs = hf.UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, lambda *_, **__: said)
-    ours = Guidance(scale)
-    ours.against = against.clone()
-    kept = case.logits.clone()
-    torch.testing.assert_close(ours(case.history, case.logits), theirs(case.history, kept), atol=1e-6, rtol=1e-6)
-    assert torch.equal(case.logits, kept)
-    assert torch.equal(ours.against, against)
+    expected = theirs(case.history, case.logits.clone())
+    for row, text in enumerate(case.history.tolist()):
+        ours, logits = Guidance(scale, prompt=0), case.logits[row : row + 1].clone()
+        ours.against[tuple(text)] = against[row]
+        got = ours(case.history[row : row + 1], logits)
+        torch.testing.assert_close(got, expected[row : row + 1], atol=1e-6, rtol=1e-6)
+        assert torch.equal(logits, case.logits[row : row + 1])
 
 
 @FEW
