@@ -223,6 +223,13 @@ def test_other_options_choose_among_what_the_form_allows(talker, options):
         assert (one.finish_reason, bool(re.fullmatch("[0-9]{3}(-[0-9]){2}", one.text))) == ("stop", True)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 1}], ids=["likeliest", "drawn"])
+def test_a_token_that_is_not_allowed_stays_so_where_infinite_logits_are_replaced(talker, options):
+    """Four beams, and two texts: there is room for what is not allowed."""
+    params = SamplingParams(regex="x[yz]", num_beams=4, num_return_sequences=4, remove_invalid_values=True, **options)
+    assert sorted(one.text for one in talker.generate("the", params)) == ["xy", "xz"]
+
+
 def test_where_another_option_leaves_nothing_of_the_form_both_are_named(talker):
     digits = [talker.tokenizer.backend.token_to_id(digit) for digit in "0123456789"]
     with pytest.raises(BloomeryError, match="no token is left to choose at generated token 1: try it without regex or"):

@@ -83,7 +83,7 @@ def test_a_schema_cannot_ask_for_its_unknown_keywords_to_be_ignored(grammars):
 def test_what_takes_too_long_is_refused_in_time(grammars, monkeypatch):
     monkeypatch.setattr(compiling, "SECONDS", 1)
     schema = {"items": {"type": "integer", "multipleOf": 1_000_003}}
-    assert refusal(grammars, "json_schema", schema).== "json_schema: compiling it takes more than 5 s: simplify it"
+    assert refusal(grammars, "json_schema", schema) == "json_schema: compiling it takes more than 5 s: simplify it"
 
 
 def test_what_takes_too_much_memory_is_refused_before_it_has_it(grammars, monkeypatch):
