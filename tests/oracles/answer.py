@@ -92,7 +92,7 @@ KINDS: dict[str, Callable[[Path, Case, torch.dtype], Answer]] = {"groups": beams
 def agree(single: Answer, double: Answer) -> bool:
     """The same answer, and scores that rounding hardly touches."""
     same = all(single[name] == double[name] for name in single if name != "scores")
-    pairs = zip(single.get("scores", []), double.get("scores", []))
+    pairs = zip(single.get("scores", []), double.get("scores", []), strict=True)
     return same and all(abs(one - other) <= HARDLY for one, other in pairs)
 
 
