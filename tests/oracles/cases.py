@@ -74,12 +74,12 @@ def _words(rng: random.Random) -> Case:
     alike, since it mixes up what follows them."""
     free = rng.sample(range(4, min(VOCABULARY.values())), 40)
     words: list[Any] = []
-    for _ in range(rng.randint(1, 3)):
-        lengths = [rng.randint(1, 3) for _ in range(rng.choice([1, 1, 2, 3]))]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        lengths = [rng.choice([1, 1, 2, 3]) for _ in range(rng.choice([1, 1, 2, 3]))]
         choice = [[free.pop() for _ in range(length)] for length in lengths]
         words.append(choice if len(choice) > 1 else choice[0])
     used = {token for word in words for part in word for token in (part if isinstance(part, list) else [part])}
-    return _case(rng, {"num_beams": rng.choice([2, 3, 4, 6, 8]), "force_words_ids": words}, used)
+    return _case(rng, {"num_beams": rng.choice([2, 2, 3, 4, 6, 8]), "force_words_ids": words}, used)
 
 
 def _progress(rng: random.Random) -> Case:
@@ -93,5 +93,5 @@ def _progress(rng: random.Random) -> Case:
     return {"shape": shape, "options": {"force_words_ids": words}, "tokens": rng.choices(range(4, 9), k=30)}
 
 
-KINDS = {"groups": (_groups, 40), "progress": (_progress, 40), "words": (_words, 60)}
+KINDS = {"groups": (_groups, 40), "progress": (_progress, 40), "words": (_words, 80)}
 """Of each kind, what makes a case from random numbers, and how many there are."""

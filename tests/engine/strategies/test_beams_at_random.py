@@ -14,7 +14,7 @@ from tiny import Tiny
 
 ENDS = {"bloom-6-heads": [2, 3], "llama-grouped-scaled": [2], "gpt2-gelu": [5, 6, 7]}
 NEW = 16
-SEEDS = range(30)
+SEEDS = range(40)
 
 
 @pytest.fixture(scope="module")
