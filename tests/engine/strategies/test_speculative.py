@@ -270,6 +270,9 @@ class Stop:
         self.seen = (*self.seen, token_id)
         return len(self.seen) == self.at
 
+    def allowed(self) -> None:
+        return None
+
     def fork(self) -> "Stop":
         return Stop(self.at, self.seen)
 
