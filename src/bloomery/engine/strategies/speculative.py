@@ -23,8 +23,8 @@ from bloomery.ops.random import uniform
 DEFAULT_ASSISTANT_TOKENS = 5
 DEFAULT_NGRAM = 2
 CHECKING = 0.05
-"""What one more position costs in a step that runs anyway, as a part of it: about what a row does (docs/log.md, steps
-of batch 1 and 8)."""
+"""What one more position costs in a step that runs anyway, as a part of it: about what one more row does (docs/log.md,
+steps of batch 1 and of batch 8)."""
 TESTED, REDRAWN = 2, 3
 """Streams of the numbers that test a draft's guesses, and that draw where one is rejected."""
 
