@@ -8,6 +8,7 @@ import pytest
 from bloomery.cli import generate, main
 from bloomery.cli.generate import REFERENCE_TAKES
 from bloomery.cli.options import GenerateOptions
+from bloomery.engine.options import EngineOptions
 from bloomery.errors import UsageError
 from bloomery.reference import engine as reference
 from talker import build_talker
@@ -75,15 +76,21 @@ def test_what_the_other_engine_has_not_is_refused_in_one_line_before_a_model_is_
     assert err.count("\n") == 1
 
 
-OTHERS = [field.name for field in fields(GenerateOptions) if field.name not in REFERENCE_TAKES]
+OTHERS = [
+    field.name
+    for options in (GenerateOptions, EngineOptions)
+    for field in fields(options)
+    if field.name not in REFERENCE_TAKES | {"running"}
+]
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_option_of_the_command_line_is_ignored_by_the_other_engine(folder, name):
+    running = EngineOptions()
     options = GenerateOptions(
-        prompts=("x",), model=folder, engine="transformers", shape="s" if "seed" in name else None
+        prompts=("x",), model=folder, engine="transformers", shape="s" if "seed" in name else None, running=running
     )
-    object.__setattr__(options, name, "asked for")  # whatever it is
+    object.__setattr__(running if hasattr(running, name) else options, name, "asked for")  # whatever it is
     with pytest.raises(UsageError, match="is not for --engine transformers"):
         generate.run(options)
 
