@@ -112,7 +112,7 @@ def test_searches_of_all_kinds_together_in_little_memory_find_what_each_finds_al
 ) -> None:
     """Alone is what transformers 4.55.4 was asked; preempted, in chunks and beside others it must be the same."""
     answered = answers()["answers"]
-    asked = {n: case for n, case in cases().items() if n in answered and case["shape"] == shape}
+    asked = {n: case for n, case in cases().items() if case["shape"] == shape and "texts" in answered.get(n, ())}
     ends, decoder = tuple(ENDS[shape]), load(tiny(shape).path)
     strategies = [build_strategy(case["prompt"], SamplingParams(**case["options"]), ends) for case in asked.values()]
     engine = Engine(decoder, max_seq_len=192, max_batch_size=seats, max_step_tokens=tokens, blocks=blocks)
