@@ -253,6 +253,13 @@ class LLM:
             completion = completed(rules, said, tokens, text.text, job.request.timings) if said.finish else None
             yield Piece(job.index, said.choice, new, tuple(token.id for token in said.tokens), completion)
 
+    def _step(self) -> None:
+        """One step; what it says to another iterator on this engine waits in that one's inbox."""
+        for update in self.engine.step():
+            inbox = self._inboxes.get(id(update.request))
+            if inbox is not None:  # else nobody listens any more
+                inbox.append(update)
+
     def _run(self, requests: list[Request]) -> None:
         for _ in self._updates(requests):
             continue
@@ -266,12 +273,12 @@ class LLM:
                 for request in requests:
                     request.arrived = perf_counter()
                     self.engine.add(request)
-            while any(request.finished is None for request in requests) or any(inbox.values()):
-                with self._turn:
+            while True:
+                with self._turn:  # also to look: another thread's step ends requests before it hands out what they said
                     if not any(inbox.values()):
-                        # Another iterator may be open on this engine: what is its own waits in its own inbox.
-                        for update in self.engine.step():
-                            self._inboxes[id(update.request)].append(update)
+                        if all(request.finished is not None for request in requests):
+                            return
+                        self._step()
                 for queue in inbox.values():
                     while queue:
                         yield _checked(queue.popleft())

@@ -61,8 +61,8 @@ def test_json_has_the_same_fields_from_both_engines(capsys, folder):
         (["--max-batch-size", "3"], "--max-batch-size is not for --engine transformers: it runs one prompt at a time"),
         (["--shape", "bloom-560m"], "--shape is not for --engine transformers: write the weights by"),
         (["--adapter", "x"], "--adapter is not for --engine transformers: merge it by 'bloomery export --adapter'"),
-        (["--presence-penalty", "1"], "transformers has no option for presence_penalty: drop it, or"),
-        (["--best-of", "2", "--temperature", "1"], "transformers has no option for best_of: drop it, or"),
+        (["--presence-penalty", "1"], "--engine transformers does not take presence_penalty: drop it, or"),
+        (["--best-of", "2", "--temperature", "1"], "--engine transformers does not take best_of: drop it, or"),
     ],
 )
 def test_what_the_other_engine_has_not_is_refused_in_one_line_before_a_model_is_loaded(

@@ -121,3 +121,70 @@ def test_branches_that_are_preempted_equal_each_alone(bloom: Tiny, blocks: int, 
     run(engine, [Request(strategy) for strategy in strategies])
     for strategy in strategies:
         expect_alone(decoder, strategy)
+
+
+def together(decoder: Decoder, count: int, seats: int = 3) -> tuple[Engine, list[Request], list[list[Token]]]:
+    """An engine with greedy requests, and the tokens of each alone."""
+    params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    prompts = [prompt_of(5 + n, n) for n in range(count)]
+    expected = []
+    for prompt in prompts:
+        alone = Sampling(prompt, params)
+        run(Engine(decoder, max_seq_len=64, max_batch_size=1), [Request(alone)])
+        expected.append(alone.texts[0].continuation.tokens)
+    engine = Engine(decoder, max_seq_len=64, max_batch_size=seats)
+    requests = [Request(Sampling(prompt, params)) for prompt in prompts]
+    for request in requests:
+        engine.add(request)
+    return engine, requests, expected
+
+
+def tokens_of(request: Request) -> list[Token]:
+    assert isinstance(request.strategy, Sampling)
+    return request.strategy.texts[0].continuation.tokens
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_a_step_that_is_stopped_ends_its_requests_and_no_other(
+    bloom: Tiny, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    engine, requests, expected = together(load(bloom.path), 3, seats=2)
+    for _ in range(3):
+        engine.step()
+
+    def stopped(*_: object) -> None:
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner.decoder, "forward", stopped)
+        with pytest.raises(stop):
+            engine.step()
+    ended = [update for update in engine.step() if update.error is not None]
+    assert [update.request for update in ended] == requests[:2]
+    assert all(stop.__name__ in str(update.error) for update in ended)
+    while not engine.idle:
+        engine.step()
+    assert tokens_of(requests[2]) == expected[2]
+    assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))
+
+
+def test_a_request_that_is_ended_within_a_step_ends_with_it_and_disturbs_no_other(
+    bloom: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the collector closes an iterator that nobody holds any more."""
+    engine, requests, expected = together(load(bloom.path), 3)
+    engine.step()
+    logits = engine.runner.decoder.logits
+
+    def aborting(hidden: torch.Tensor) -> torch.Tensor:
+        engine.abort(requests[1])
+        return logits(hidden)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner.decoder, "logits", aborting)
+        engine.step()
+    assert requests[1].finished is not None
+    while not engine.idle:
+        engine.step()
+    assert [tokens_of(requests[n]) for n in (0, 2)] == [expected[0], expected[2]]
+    assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))

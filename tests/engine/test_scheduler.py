@@ -239,3 +239,46 @@ def test_what_could_never_fit_is_refused_at_once():
     house = scheduler(blocks=2)
     with pytest.raises(UsageError, match="42 positions does not fit a cache of 32"):
         house.add(request(33, new=10))
+
+
+class Guessing:
+    """Wants several tokens in every step, as a text that is guessed."""
+
+    seats, positions = 1, 64
+
+    def rows(self):
+        return [Row([1, 2, 3], wanted=3)]
+
+
+def test_rows_that_take_a_whole_step_take_turns_and_keep_no_single_token_waiting():
+    """With static shapes a row of three tokens costs what a prompt does."""
+    house = Scheduler(
+        blocks=16, block=16, max_running=4, max_step_tokens=32, cost=lambda count: 32 if count > 1 else count
+    )
+    single, *guessing = request(1), Request(Guessing()), Request(Guessing()), Request(Guessing())
+    for one in (*guessing, single):
+        house.add(one)
+    ran = []
+    for _ in range(6):
+        work = house.schedule().work
+        ran.append([piece.request for piece in work])
+        decoded([piece for piece in work if piece.request is single])
+        for piece in work:
+            piece.request.decided = True
+            if piece.request is not single:
+                house.follow(piece.request, Decision(back=(3,)))
+    assert all(single in step for step in ran[1:])
+    assert [sum(one in step for step in ran) for one in guessing] == [2, 2, 2]
+
+
+def test_a_request_that_waits_for_a_seat_has_not_begun():
+    """max_time counts from where it runs."""
+    house = scheduler(max_running=1)
+    first, second = request(4), request(4)
+    house.add(first)
+    house.add(second)
+    house.schedule()
+    assert second.slots == []
+    house.release(first)
+    house.schedule()
+    assert len(second.slots) == 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -205,11 +206,11 @@ def heads_dealt_round_in_turn(patch: Patch) -> None:
     """Queries 0, 2, 4 to the first key and 1, 3, 5 to the second."""
     attend = ops._attend
 
-    def dealt(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def dealt(query: Tensor, key: Tensor, value: Tensor, *more: Any) -> Tensor:
         shared = query.shape[2] // key.shape[2]
         order = torch.arange(query.shape[2]).view(shared, -1).T.flatten()
         out = torch.empty_like(query)
-        out[:, :, order] = attend(query[:, :, order], key, value, bias)
+        out[:, :, order] = attend(query[:, :, order], key, value, *more)
         return out
 
     patch.setattr(ops, "_attend", dealt)

@@ -163,7 +163,7 @@ UNKNOWN = [f.name for f in fields(SamplingParams) if f.name not in {name for nam
 def test_an_option_that_transformers_lacks_is_refused_by_its_name(theirs, name):
     params = SamplingParams()
     object.__setattr__(params, name, "asked for")  # whatever it is
-    with pytest.raises(UsageError, match=f"^transformers has no option for {name}: drop it, or "):
+    with pytest.raises(UsageError, match=f"^--engine transformers does not take {name}: drop it, or "):
         theirs.generate("the cat", params)
 
 

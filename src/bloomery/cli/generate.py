@@ -14,7 +14,7 @@ from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
 from bloomery.engine.options import EngineArguments
 from bloomery.environment import cache_dir
-from bloomery.errors import UsageError
+from bloomery.errors import BloomeryError, UsageError
 from bloomery.llm import LLM
 from bloomery.log import logger
 from bloomery.model.size import nbytes, weights_read
@@ -58,6 +58,9 @@ def run(options: GenerateOptions) -> int:
         output.flush()
         _report(llm, output, interrupted=True)
         return 130
+    except BloomeryError:
+        output.flush()  # the other texts, as far as they came
+        raise
     output.close()
     _report(llm, output)
     return 0

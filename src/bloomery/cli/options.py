@@ -58,7 +58,7 @@ class GenerateOptions(ModelOptions):
     draft: str | None = None
     """A smaller model with the same tokens, which guesses the next ones: the model checks all guesses in one step."""
     json: bool = False
-    """Print one JSON object a prompt."""
+    """Print one JSON object a text."""
     engine: Literal["bloomery", "transformers"] = "bloomery"
     """What runs the model; transformers answers the same requests, one prompt at a time."""
     running: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()

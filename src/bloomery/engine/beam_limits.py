@@ -37,6 +37,12 @@ def _words(name: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         f"{name} and num_beam_groups {values['num_beam_groups']} are two ways to search: drop one of them",
     )
     yield values["temperature"] == 0, _drawn(name, values)
+    for word in values["force_words"]:
+        stop = next((stop for stop in values["stop_strings"] if stop in word), None)
+        yield (
+            stop is None,
+            f"force_words asks for {word!r}, and stop string {stop!r} would end the text before it: drop one of them",
+        )
     never = {(token,) for token in values["suppress_tokens"]} | {read_sequence(t) for t in values["bad_words_ids"]}
     for text in values["force_words_ids"]:
         yield (

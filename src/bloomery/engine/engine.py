@@ -9,10 +9,10 @@ import torch
 from bloomery.engine.options import MAX_STEP_TOKENS
 from bloomery.engine.request import Request, Update
 from bloomery.engine.runner import Result, Runner
-from bloomery.engine.scheduler import Scheduler, Work
+from bloomery.engine.scheduler import Scheduler, Step, Work
 from bloomery.engine.shapes import Shapes
 from bloomery.engine.strategies.scoring import Forward
-from bloomery.engine.strategy import Row, Said
+from bloomery.engine.strategy import Decision, Row, Said
 from bloomery.errors import BloomeryError
 from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
@@ -77,6 +77,9 @@ class Engine:
             models=len(models),
         )
         self.decoding = DecodeClock()
+        self._stepping = False
+        self._aborted: list[Request] = []  # within the step that is running
+        self._lost: list[Update] = []  # of requests whose step was stopped midway
 
     @property
     def runner(self) -> Runner:
@@ -92,9 +95,15 @@ class Engine:
         self.scheduler.add(request)
 
     def abort(self, request: Request) -> None:
-        """End a request now; its blocks are free for the next step. Does nothing to one that has ended."""
+        """End a request now; its blocks are free for the next step. Does nothing to one that has ended.
+
+        Within a step, as where the collector closes an iterator, it takes effect at the step's end.
+        """
         if request.finished is None:
-            self._finish(request)
+            if self._stepping:
+                self._aborted.append(request)
+            else:
+                self._finish(request)
 
     def warm_up(self) -> float:
         """Run every shape of a step once, in blocks that nobody owns; seconds that it took.
@@ -112,11 +121,37 @@ class Engine:
         return perf_counter() - began
 
     def step(self) -> list[Update]:
-        """Schedule, run, hand out the results."""
+        """Schedule, run, hand out the results.
+
+        Whatever stops it midway (Ctrl-C, no memory) ends all requests that were part of it: nobody knows how far each
+        of them came. Their `Update` says so to those who listen, in the next step.
+        """
+        self._stepping = True
+        try:
+            lost, self._lost = self._lost, []
+            return lost + self._step()
+        finally:
+            self._stepping = False
+            for request in self._aborted:
+                if request.finished is None:
+                    self._finish(request)
+            self._aborted.clear()
+
+    def _step(self) -> list[Update]:
         began = perf_counter()
         step = self.scheduler.schedule()
         if not step.work:
             return []
+        try:
+            return self._run(step, began)
+        except BaseException as error:
+            failure = BloomeryError(f"a step that it was part of was stopped by {error!r}: ask again")
+            for request in _each(step.work):
+                if request.finished is None:
+                    self._lost += self._failed(request, failure)
+            raise
+
+    def _run(self, step: Step, began: float) -> list[Update]:
         runner = self.runners[step.model]
         runner.cache.clear(step.fresh)
         runner.cache.copy(step.copies)
@@ -124,7 +159,8 @@ class Engine:
             piece.request.started = piece.request.started or began
             if self.beginning is not None and (step.model, piece.start) == (0, self.beginning.length):  # a first piece
                 runner.cache.begin(piece.blocks, self.beginning)
-        decoding = all(piece.request.decided and piece.start for piece in step.work)
+        first = self.scheduler.firsts[step.model]
+        decoding = all(piece.request.decided and piece.start > first for piece in step.work)
         failed: dict[Request, BloomeryError] = {}
         for result in runner.run(step.work):
             self._accept(result, failed)
@@ -158,7 +194,7 @@ class Engine:
             decision = request.strategy.decide()
         except BloomeryError as failure:
             return self._failed(request, failure)
-        request.decided = True
+        request.decided = request.decided or decision != Decision()
         if request.first_token is None and any(said.tokens for said in decision.said):
             request.first_token = perf_counter()
         if decision.done:

@@ -63,9 +63,9 @@ WHOLE = {
     "num_return_sequences": _from(1, "ask for at least 1 text"),
     "best_of": _from(1),
     "num_beams": _from(1, "give at least 1; 1 is no search"),
-    "prompt_lookup_num_tokens": _from(1),
+    "prompt_lookup_num_tokens": _within("[]", 1, 128),
     "max_matching_ngram_size": _within("[]", 1, 32),
-    "num_assistant_tokens": _from(0, "give 0 or more"),
+    "num_assistant_tokens": _within("[]", 0, 128),
     "num_beam_groups": _from(1, "give at least 1; 1 is no group"),
 }
 REAL = {
@@ -82,7 +82,8 @@ REAL = {
     "penalty_alpha": Limit(0, 1, "(]", "give a number in (0, 1], such as 0.6; greedy is to leave it out"),
     # Log-probabilities multiplied by far more would leave the numbers.
     "guidance_scale": Limit(-1e6, 1e6, "[]", "give a number from -1e6 to 1e6; 1 is no guidance"),
-    "length_penalty": Limit(-math.inf, math.inf, "()", "give a finite number; 0 ranks by the sum alone"),
+    # A length to a far higher power is no number any more.
+    "length_penalty": Limit(-10, 10, "[]", "give a number from -10 to 10; 0 ranks by the sum alone"),
     "diversity_penalty": Limit(0, math.inf, "()", "give a positive number"),
     "max_time": Limit(0, math.inf, "()", "give a positive number of seconds"),
 }
@@ -157,6 +158,7 @@ def _number(name: str, value: Any) -> int | float:
         number, limit = int(value), WHOLE[name]
     else:
         check(isinstance(value, Real) and not isinstance(value, bool), f"{name} is {value!r}: give a number")
+        value = value if isinstance(value, int | float) else float(value)
         if name not in REAL:
             return value
         number, limit = value, REAL[name]

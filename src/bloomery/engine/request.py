@@ -41,6 +41,8 @@ class Request:
     first_token: float | None = None
     finished: float | None = None
     slots: list[Slot] = field(default_factory=list)
+    turn: int = 0
+    """The last step that it was part of."""
     decided: bool = False
     """What it begins with, a prompt mostly, has been run."""
 

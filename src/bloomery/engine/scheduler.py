@@ -72,6 +72,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order of their arrival
         self.preempted = 0
+        self._turn = self._last_model = 0
 
     @property
     def pool(self) -> BlockPool:
@@ -147,11 +148,13 @@ class Scheduler:
         while self.waiting:
             request = self.waiting[0]
             seats = sum(other.strategy.seats for other in self.running) + request.strategy.seats
+            if seats > self.max_running:
+                break
             request.slots = request.slots or [
                 Slot(length=self.firsts[row.model], pending=row if row.ids else None, model=row.model)
                 for row in request.strategy.rows()
             ]
-            if seats > self.max_running or not all(self._has_room(model, request) for model in range(len(self.pools))):
+            if not all(self._has_room(model, request) for model in range(len(self.pools))):
                 break
             self.running.append(self.waiting.popleft())
             for slot in request.slots:
@@ -177,8 +180,13 @@ class Scheduler:
             if all(slot.pending is None for slot in request.slots):
                 for slot, row in zip(request.slots, request.strategy.rows(), strict=True):
                     slot.pending = row if row.ids else None
-        pending = (slot.model for request in self.running for slot in request.slots if slot.pending)
-        return max(pending, default=0)
+        rows = [(slot.model, len(slot.pending.ids)) for r in self.running for slot in r.slots if slot.pending]
+        model = max((model for model, _ in rows), default=0)
+        # While a draft reads a long prompt, what is running gets every other step.
+        if model and model == self._last_model and max(n for of, n in rows if of == model) > SHORT:
+            model = min(of for of, _ in rows)
+        self._last_model = model
+        return model
 
     def _plan(self, model: int) -> dict[Request, list[tuple[int, int]]]:
         """Of each request, which of a model's sequences run how many tokens."""
@@ -188,12 +196,20 @@ class Scheduler:
             for index, slot in enumerate(request.slots)
             if slot.pending and slot.model == model
         ]
+        self._turn += 1
         budget, planned = self.max_step_tokens, dict[Request, list[tuple[int, int]]]()
-        for request, index, count in sorted(rows, key=lambda row: row[2] > SHORT):
+
+        def order(row: tuple[Request, int, int]) -> tuple[bool, int]:
+            """What costs little first; among those that go on, whoever has waited longest; prompts as they came."""
+            request, _, count = row
+            return self.cost(count) > SHORT, request.turn if request.decided else 0
+
+        for request, index, count in sorted(rows, key=order):
             if budget <= 0:
                 break
             taken = min(count, budget)
             planned.setdefault(request, []).append((index, taken))
+            request.turn = self._turn
             budget -= self.cost(taken)
         return planned
 
@@ -238,7 +254,7 @@ class Scheduler:
         """Take its blocks. When there is room it runs all its tokens again, and wants what is left to want."""
         self.preempted += 1
         for slot in request.slots:
-            row = slot.pending or Row([], wanted=0)
+            row = slot.pending or Row([], wanted=0, model=slot.model)
             pending = row._replace(ids=slot.ids + row.ids)
             self._empty(slot)
             slot.ids, slot.length = [], self.firsts[slot.model]

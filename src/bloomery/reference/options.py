@@ -70,7 +70,7 @@ def refuse_unknown(params: SamplingParams) -> None:
     unknown = [name for name in _given(params) if name not in known]
     if unknown:
         raise UsageError(
-            f"transformers has no option for {unknown[0]}: drop it, or leave the request to bloomery's own engine"
+            f"--engine transformers does not take {unknown[0]}: drop it, or leave the request to bloomery's own engine"
         )
     least = [name for name in ("min_new_tokens", "min_length") if name in _given(params)]
     if params.ignore_eos and least:

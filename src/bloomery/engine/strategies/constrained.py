@@ -6,6 +6,7 @@ followed by itself; and a text without all its words is never given.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bloomery.engine.continuation import NoTokenLeft, Rules
 from bloomery.engine.params import SamplingParams
+from bloomery.engine.processors.chain import likely_culprits
 from bloomery.engine.strategies.found import Found, said
 from bloomery.engine.strategies.frontier import Beam, Candidate, Frontier, likeliest, wide
 from bloomery.engine.strategy import Decision, Matcher, Row
@@ -130,11 +132,19 @@ class ConstrainedBeams:
 
     def _done(self) -> Decision:
         if not self.found.ranked:
+            if self.rules.out_of_time():
+                raise BloomeryError("max_time was over before a text with all of force_words was found: raise it")
             raise BloomeryError(
                 f"no text of {self.rules.most} tokens with all of force_words was found: raise max_new_tokens or "
-                "num_beams, or force fewer words"
+                f"num_beams, or force fewer words{_without(self.rules.params)}"
             )
         return Decision(said(self.found.ranked, self.rules.params.num_return_sequences), done=True)
+
+
+def _without(params: SamplingParams) -> str:
+    """Other options that may be why no text has the words."""
+    names = likely_culprits(replace(params, force_words_ids=()))
+    return f", or try it without {names}" if names else ""
 
 
 def _check_words(rules: Rules, words: tuple[Word, ...]) -> None:

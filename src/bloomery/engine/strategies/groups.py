@@ -33,16 +33,19 @@ class _Group:
             NoTokenLeft: behind none of its beams.
         """
         candidates = likeliest(frontier.totals(self.indices), self.indices, wide(self.rules) * self.size)
-        going = list[Beam]()
+        going, ended = list[Beam](), list[Beam]()
         for rank, candidate in enumerate(candidates):
             beam = frontier.extended(candidate)
             if beam.finish != "stop":
                 going.append(beam)
             elif rank < self.size:
                 self.found.add(beam)
+                ended.append(beam)
             if len(going) == self.size:
                 break
-        self.rules.taken += [beam.text.tokens[-1].id for beam in going]
+        # As in transformers all that go on count; of those that end, an end of sequence does not, but a last word does.
+        last = [beam.text.tokens[-1].id for beam in (*going, *ended)]
+        self.rules.taken += [token for token in last if token not in self.rules.ends]
         enough = self.found.full and self.rules.params.early_stopping is True
         if enough or not self.found.may_improve(candidates[0].total, frontier.length + 1):
             return []
