@@ -100,8 +100,8 @@ def test_guesses_of_a_draft_that_is_not_there_are_refused(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens is 0: give at least 1"),
-        ({"num_assistant_tokens": -1}, "num_assistant_tokens is -1: give 0 or more"),
+        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens is 0: give a number in"),
+        ({"num_assistant_tokens": -1}, "num_assistant_tokens is -1: give a number in"),
         ({"max_matching_ngram_size": 2}, "max_matching_ngram_size would have no effect without prompt_lookup_num"),
         (
             {"max_matching_ngram_size": 33, "prompt_lookup_num_tokens": 2},
