@@ -516,3 +516,21 @@ def test_a_model_that_gives_nan_goes_on_where_that_is_asked_for(folder):
     broken.decoder.blocks[0].mlp.up.bias[3] = torch.nan
     done = broken.generate([[5, 6, 7]], SamplingParams(max_new_tokens=3, ignore_eos=True, remove_invalid_values=True))
     assert tokens(done) == [(0, 0, 0)]
+
+
+def test_a_text_whose_step_another_stopped_says_so_instead_of_going_on_wrongly(llm, monkeypatch):
+    """Ctrl-C in one call, while the iterator of another is open on the same model."""
+    stream = llm.stream(prompts(llm)[0], GREEDY)
+    next(stream)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.decoder, "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts(llm)[1], GREEDY)
+    with pytest.raises(BloomeryError, match="a step that it was part of was stopped by KeyboardInterrupt"):
+        list(stream)
+    assert llm.engine.idle
+    assert tokens(llm.generate(prompts(llm)[0], GREEDY)) == tokens(llm.generate(prompts(llm)[0], GREEDY))

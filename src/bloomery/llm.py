@@ -255,7 +255,15 @@ class LLM:
 
     def _step(self) -> None:
         """One step; what it says to another iterator on this engine waits in that one's inbox."""
-        for update in self.engine.step():
+        try:
+            updates = self.engine.step()
+        except BaseException:
+            self._hand_out(self.engine.lost())
+            raise
+        self._hand_out(updates)
+
+    def _hand_out(self, updates: list[Update]) -> None:
+        for update in updates:
             inbox = self._inboxes.get(id(update.request))
             if inbox is not None:  # else nobody listens any more
                 inbox.append(update)

@@ -159,8 +159,9 @@ def test_a_step_that_is_stopped_ends_its_requests_and_no_other(
         patch.setattr(engine.runner.decoder, "forward", stopped)
         with pytest.raises(stop):
             engine.step()
-    ended = [update for update in engine.step() if update.error is not None]
+    ended = engine.lost()
     assert [update.request for update in ended] == requests[:2]
+    assert engine.lost() == []
     assert all(stop.__name__ in str(update.error) for update in ended)
     while not engine.idle:
         engine.step()

@@ -123,19 +123,23 @@ class Engine:
     def step(self) -> list[Update]:
         """Schedule, run, hand out the results.
 
-        Whatever stops it midway (Ctrl-C, no memory) ends all requests that were part of it: nobody knows how far each
-        of them came. Their `Update` says so to those who listen, in the next step.
+        Whatever stops it midway (Ctrl-C, no memory) ends all requests that were part of it, since nobody knows how far
+        each of them came: `lost` has what is to be said to them.
         """
         self._stepping = True
         try:
-            lost, self._lost = self._lost, []
-            return lost + self._step()
+            return self._step()
         finally:
             self._stepping = False
             for request in self._aborted:
                 if request.finished is None:
                     self._finish(request)
             self._aborted.clear()
+
+    def lost(self) -> list[Update]:
+        """The ends of requests whose step was stopped midway, once."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def _step(self) -> list[Update]:
         began = perf_counter()
