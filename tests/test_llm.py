@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -534,3 +535,28 @@ def test_a_text_whose_step_another_stopped_says_so_instead_of_going_on_wrongly(l
         list(stream)
     assert llm.engine.idle
     assert tokens(llm.generate(prompts(llm)[0], GREEDY)) == tokens(llm.generate(prompts(llm)[0], GREEDY))
+
+
+def test_no_thread_loses_what_another_threads_step_has_ended(llm, monkeypatch):
+    """A request has ended some time before the step that ended it hands out its last token."""
+    step, done = llm.engine.step, {}
+
+    def slow():
+        updates = step()
+        sleep(0.01)
+        return updates
+
+    def generate(n):
+        done[n] = 0
+        for _ in range(5):
+            for piece in llm.stream([5 + n, 6], SamplingParams(max_new_tokens=4 + n, ignore_eos=True)):
+                sleep(0.003 * (1 + n))  # while others step
+                done[n] += piece.completion is not None
+
+    monkeypatch.setattr(llm.engine, "step", slow)
+    threads = [Thread(target=generate, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == dict.fromkeys(range(3), 5)

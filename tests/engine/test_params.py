@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,15 @@ from bloomery import SamplingParams, UsageError
             {"num_beams": 2, "force_words_ids": ["1,2|3"], "suppress_tokens": [2], "bad_words_ids": [[3]]},
             "force_words_ids asks for 1,2|3, which suppress_tokens or bad_words_ids forbid: drop it in one of them",
         ),
+        ({"num_beams": 2, "length_penalty": 2000}, "length_penalty is 2000: give a number from -10 to 10"),
+        (
+            {"prompt_lookup_num_tokens": 10**30},
+            "prompt_lookup_num_tokens is 1" + "0" * 30 + ": give a number in [1, 128]",
+        ),
+        (
+            {"num_beams": 2, "force_words": ["a river"], "stop_strings": ["b", "river"]},
+            "force_words asks for 'a river', and stop string 'river' would end the text before it: drop one of them",
+        ),
         ({"top_p": 0.9}, "top_p would have no effect at temperature 0"),
         ({"top_k": 5, "min_p": 0.1}, "top_k and min_p would have no effect"),
     ],
@@ -162,3 +172,9 @@ def test_every_option_has_a_line_in_the_documentation():
     tables = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
     listed = re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE)
     assert sorted(listed) == sorted(field.name for field in fields(SamplingParams))
+
+
+def test_numbers_of_any_kind_become_pythons_own():
+    params = SamplingParams(temperature=Fraction(1, 2), guidance_scale=Fraction(3, 2))
+    assert (type(params.temperature), type(params.guidance_scale)) == (float, float)
+    assert (params.temperature, params.guidance_scale) == (0.5, 1.5)

@@ -218,9 +218,8 @@ class Scheduler:
         for index, count in pieces:
             slot = request.slots[index]
             pool = self.pools[slot.model]
-            begin = min(
-                slot.length // self.block, len(slot.blocks)
-            )  # what stands before the first token wants blocks too
+            # What stands before the first token wants blocks too.
+            begin = min(slot.length // self.block, len(slot.blocks))
             for place in range(begin, self._blocks_for(slot.length + count)):
                 held = slot.blocks[place] if place < len(slot.blocks) else None
                 if held is not None and pool.holders[held] == 1:

@@ -186,3 +186,15 @@ def test_logprobs_of_beams_are_the_models_and_add_up_to_the_score(llm: LLM, mode
             assert [id for id, _ in token.top] == row.topk(2).indices.tolist()
         if name != "groups":  # whose scores are less the penalty
             assert one.score == pytest.approx(sum(t.logprob for t in one.logprobs) / len(one.logprobs), abs=1e-5)
+
+
+def test_a_last_word_that_one_group_has_taken_counts_for_the_next(llm: LLM) -> None:
+    """A stop string ends both texts with their first token, and the second group must take another."""
+    options = {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 100.0, "num_return_sequences": 2}
+    options |= {"sequence_bias": {(token,): 20.0 for token in range(70, 90)}}  # tokens of visible characters
+    free = llm.generate("the cat", SamplingParams(max_new_tokens=1, **options))
+    stops = [llm.tokenizer.decode(list(one.token_ids)) for one in free if llm.tokenizer]
+    assert len(set(stops)) == 2
+    assert all(stops)
+    ended = llm.generate("the cat", SamplingParams(max_new_tokens=5, stop_strings=stops, **options))
+    assert {one.token_ids for one in ended} == {one.token_ids for one in free}

@@ -13,13 +13,13 @@ from torch import Tensor
 from bloomery.engine.continuation import NoTokenLeft, Rules
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.found import Found, said
-from bloomery.engine.strategies.frontier import Candidate, Frontier, likeliest, picked, wide
-from bloomery.engine.strategy import Decision, Matcher, Row
+from bloomery.engine.strategies.frontier import Candidate, Search, likeliest, picked, wide
+from bloomery.engine.strategy import Decision, Matcher
 from bloomery.ops.draw import inverse_cdf
 from bloomery.ops.random import uniform
 
 
-class BeamSearch:
+class BeamSearch(Search):
     """The `num_return_sequences` best of `num_beams` texts.
 
     Of all beams' next tokens, the K likeliest sequences are candidates; with a temperature they are drawn, none twice.
@@ -39,24 +39,9 @@ class BeamSearch:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         ends = 0 if params.ignore_eos else len(eos_ids)
-        self.rules = Rules(prompt, params, eos_ids, keep=ends + 1 if ends else 2, clock=clock)
-        self.frontier = Frontier(self.rules, matcher)
+        super().__init__(Rules(prompt, params, eos_ids, keep=ends + 1 if ends else 2, clock=clock), matcher)
         self.found = Found(self.rules, params.num_beams)
         self._hopeful = True  # a running beam may still become better than the worst that was found
-
-    @property
-    def seats(self) -> int:
-        return self.rules.params.num_beams
-
-    @property
-    def positions(self) -> int:
-        return self.rules.positions
-
-    def rows(self) -> list[Row]:
-        return self.frontier.rows()
-
-    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
-        self.frontier.accept(index, logits)
 
     def decide(self) -> Decision:
         try:

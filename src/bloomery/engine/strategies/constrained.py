@@ -16,8 +16,8 @@ from bloomery.engine.continuation import NoTokenLeft, Rules
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import likely_culprits
 from bloomery.engine.strategies.found import Found, said
-from bloomery.engine.strategies.frontier import Beam, Candidate, Frontier, likeliest, wide
-from bloomery.engine.strategy import Decision, Matcher, Row
+from bloomery.engine.strategies.frontier import Beam, Candidate, Search, likeliest, wide
+from bloomery.engine.strategy import Decision, Matcher
 from bloomery.engine.words import Progress, Word, none_of
 from bloomery.errors import BloomeryError, UsageError
 
@@ -25,7 +25,7 @@ BANK = 100
 """What a token of a word is worth beside log-probabilities, where candidates are put in order."""
 
 
-class ConstrainedBeams:
+class ConstrainedBeams(Search):
     """The `num_return_sequences` best of `num_beams` texts that hold the words of `force_words_ids`.
 
     Beside the likeliest candidates stand those that a word wants next. They are put into banks by how much of the words
@@ -44,25 +44,10 @@ class ConstrainedBeams:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         assert not params.force_words, "words become ids before they reach the engine"
-        self.rules = Rules(prompt, params, eos_ids, clock=clock)
-        self.frontier = Frontier(self.rules, matcher)
+        super().__init__(Rules(prompt, params, eos_ids, clock=clock), matcher)
         self.found = Found(self.rules, params.num_beams)
         self.progress = [none_of(params.force_words_ids)]  # of each beam
         _check_words(self.rules, self.progress[0].words)
-
-    @property
-    def seats(self) -> int:
-        return self.rules.params.num_beams
-
-    @property
-    def positions(self) -> int:
-        return self.rules.positions
-
-    def rows(self) -> list[Row]:
-        return self.frontier.rows()
-
-    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
-        self.frontier.accept(index, logits)
 
     def decide(self) -> Decision:
         try:

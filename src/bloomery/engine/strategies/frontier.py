@@ -88,6 +88,28 @@ class Frontier:
         return tuple(beam.parent for beam in beams)
 
 
+class Search:
+    """What every search with beams is as a `Strategy`, but for what it decides."""
+
+    def __init__(self, rules: Rules, matcher: Matcher | None) -> None:
+        self.rules = rules
+        self.frontier = Frontier(rules, matcher)
+
+    @property
+    def seats(self) -> int:
+        return self.rules.params.num_beams
+
+    @property
+    def positions(self) -> int:
+        return self.rules.positions
+
+    def rows(self) -> list[Row]:
+        return self.frontier.rows()
+
+    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
+        self.frontier.accept(index, logits)
+
+
 def likeliest(totals: Tensor, indices: Sequence[int], most: int) -> list[Candidate]:
     """The best of (R, V) totals of these beams, at most so many, best first."""
     count = min(most, int((totals > -torch.inf).sum()))

@@ -8,13 +8,11 @@ the padding token, which the groups behind it then avoid.
 from collections.abc import Callable
 from time import perf_counter
 
-from torch import Tensor
-
 from bloomery.engine.continuation import NoTokenLeft, Rules
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategies.found import Found, said
-from bloomery.engine.strategies.frontier import Beam, Frontier, likeliest, wide
-from bloomery.engine.strategy import Decision, Matcher, Row
+from bloomery.engine.strategies.frontier import Beam, Frontier, Search, likeliest, wide
+from bloomery.engine.strategy import Decision, Matcher
 
 
 class _Group:
@@ -57,7 +55,7 @@ class _Group:
         return going
 
 
-class DiverseBeams:
+class DiverseBeams(Search):
     """The `num_return_sequences` best of `num_beams` texts, found by `num_beam_groups` searches.
 
     Raises:
@@ -72,25 +70,10 @@ class DiverseBeams:
         matcher: Matcher | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.rules = Rules(prompt, params, eos_ids, clock=clock)
-        self.frontier = Frontier(self.rules, matcher)
+        super().__init__(Rules(prompt, params, eos_ids, clock=clock), matcher)
         size = params.num_beams // params.num_beam_groups
         self.groups = [_Group(self.rules, size) for _ in range(params.num_beam_groups)]
         self._stuck: NoTokenLeft | None = None
-
-    @property
-    def seats(self) -> int:
-        return self.rules.params.num_beams
-
-    @property
-    def positions(self) -> int:
-        return self.rules.positions
-
-    def rows(self) -> list[Row]:
-        return self.frontier.rows()
-
-    def accept(self, index: int, logits: Tensor | None, hidden: Tensor) -> None:
-        self.frontier.accept(index, logits)
 
     def decide(self) -> Decision:
         self.rules.taken.clear()
