@@ -224,18 +224,18 @@ class LLM:
         self.prompts.refuse_without_room("negative_prompt", len(params.negative_prompt_ids), most)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
-        text = self._text(params)
+        text = self._text(ids, params)
         cost = None if self.draft is None else nbytes(weights_read(self.draft)) / nbytes(weights_read(self.decoder))
         strategy = build_strategy(ids, params, self.folder.eos_ids, text, cost)
         return _Job(index, strategy, Request(strategy))
 
-    def _text(self, params: SamplingParams) -> TextStream:
+    def _text(self, prompt: list[int], params: SamplingParams) -> TextStream:
         """What watches a text as it grows, and knows what may follow."""
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
         if params.form is None:
-            return TextStream(decode, params.stop_strings)
+            return TextStream(decode, params.stop_strings, prompt)
         grammar = self.grammars.grammar(*params.form, closing=not params.ignore_eos)
-        return GuidedText(decode, params.stop_strings, grammar)
+        return GuidedText(decode, params.stop_strings, grammar, prompt)
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
         strategy = Forward(self.prompts.whole(ids), head)

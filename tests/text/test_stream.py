@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bloomery.text.stream import TextStream
@@ -93,3 +95,46 @@ def test_a_stop_string_may_span_tokens_and_scripts():
     pieces, stream = streamed(byte_ids("ok 猫と犬 never".encode()), "と犬")
     assert "".join(pieces) == "ok 猫"
     assert stream.stopped
+
+
+def like_llamas():
+    """Words carry the space before them, characters may come as bytes, and a text's first space is dropped."""
+    words = ["<unk>", "<s>", "▁", "▁a", "▁river", "cat", "é", "\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Backend(models.BPE({word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<s>"])
+    return backend
+
+
+def test_a_text_begins_with_its_first_words_space_but_where_nothing_stands_before_it():
+    llama = like_llamas()
+    ids = [llama.token_to_id(word) for word in ("▁river", "▁a")]
+
+    def text(*before):
+        stream = TextStream(llama.decode, before=[llama.token_to_id(word) for word in before])
+        for token in ids:
+            stream.advance(token)
+        return stream.take() + stream.finish()
+
+    assert text("▁a") == " river a"
+    assert text("<s>", "▁a", "<s>") == " river a"
+    assert text("<s>") == "river a"
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_text_behind_a_prompt_is_what_the_whole_has_more_than_the_prompt(seed):
+    rng = random.Random(seed)
+    llama = like_llamas()
+    words = [[word] for word in ("▁", "▁a", "▁river", "cat", "é", "\n")]
+    words += [[f"<0x{byte:02X}>" for byte in character.encode()] for character in "猫🐈ñ"]
+    before, after = (
+        [llama.token_to_id(token) for word in rng.choices(words, k=rng.randrange(1, 12)) for token in word]
+        for _ in range(2)
+    )
+    stream = TextStream(llama.decode, before=before)
+    pieces = []
+    for token in after:
+        stream.advance(token)
+        pieces.append(stream.take())
+    assert "".join([*pieces, stream.finish()]) == llama.decode(before + after)[len(llama.decode(before)) :]

@@ -182,7 +182,7 @@ class ReferenceLLM:
 
     def _text(self, rules: Rules) -> TextStream:
         decode = self.tokenizer.decode if self.tokenizer else lambda _: ""
-        return TextStream(decode, rules.params.stop_strings)
+        return TextStream(decode, rules.params.stop_strings, rules.prompt)
 
 
 def _reported(rules: Rules, out: Any, choice: int, place: int, token: int) -> Token:

@@ -82,8 +82,14 @@ class Grammar:
 class GuidedText(TextStream):
     """The text of a request that must have a form."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop_strings: tuple[str, ...], grammar: Grammar) -> None:
-        super().__init__(decode, stop_strings)
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop_strings: tuple[str, ...],
+        grammar: Grammar,
+        before: Sequence[int] = (),
+    ) -> None:
+        super().__init__(decode, stop_strings, before)
         self._grammar = grammar
 
     def allowed(self) -> Tensor | None:

@@ -15,6 +15,9 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 MOST_UNFINISHED = 3
 """Bytes of the longest character but one: more replacement characters than that are not all waiting for its last."""
 
+CONTEXT = 5
+"""Tokens of the prompt that are decoded with the text: more than one, as special tokens among them show nothing."""
+
 
 class TextStream:
     """The text of one request as it grows.
@@ -22,17 +25,24 @@ class TextStream:
     Args:
         decode: ids -> text.
         stop_strings: the text ends before the first of them.
+        before: ids that the text follows: a decoder may treat the first token of all otherwise (a leading space).
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop_strings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop_strings: tuple[str, ...] = (),
+        before: Sequence[int] = (),
+    ) -> None:
         self._decode = decode
         self._stops = stop_strings
-        self._ids: list[int] = []
+        self._ids = _context(decode, before)
         # Only ids from `_anchor` on are decoded again: a place where characters are whole, and one token before the
-        # last such place, since a decoder may treat the first token differently (a leading space).
+        # last such place, for the same reason.
+        text = decode(self._ids)
         self._anchor = 0
-        self._whole = 0
-        self._known = 0  # characters of the text from `_anchor` on that are in `_text`
+        self._known = len(text) - _unfinished(text)  # characters from `_anchor` on that are in `_text`, or before it
+        self._whole = len(self._ids) if self._known == len(text) else 0
         self._text = ""  # all that will not change
         self._taken = 0  # characters handed out
         self.stopped = False
@@ -45,7 +55,9 @@ class TextStream:
         """Take one more token; True when a stop string is complete."""
         self._ids.append(token_id)
         text = self._decode(self._ids[self._anchor :])
-        unfinished = min(len(text) - len(text.rstrip(UNFINISHED)), MOST_UNFINISHED)
+        unfinished = _unfinished(text)
+        if unfinished and len(self._ids) - self._whole <= MOST_UNFINISHED:
+            return self.stopped  # with byte fallback the whole characters before it are not to be read either, for now
         self._append(text[self._known : len(text) - unfinished])
         self._known = len(text) - unfinished
         if not unfinished:
@@ -99,3 +111,14 @@ class TextStream:
             ),
             0,
         )
+
+
+def _context(decode: Callable[[Sequence[int]], str], before: Sequence[int]) -> list[int]:
+    """The last ids of a prompt, from a place on where no character is cut in two."""
+    ends = [list(before[-count:]) for count in range(CONTEXT, CONTEXT + MOST_UNFINISHED + 1)]
+    return next((ids for ids in ends if not decode(ids).startswith(UNFINISHED)), ends[0])
+
+
+def _unfinished(text: str) -> int:
+    """Characters at its end that the next token may still make one of."""
+    return min(len(text) - len(text.rstrip(UNFINISHED)), MOST_UNFINISHED)
