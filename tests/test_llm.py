@@ -560,3 +560,40 @@ def test_no_thread_loses_what_another_threads_step_has_ended(llm, monkeypatch):
     for thread in threads:
         thread.join(60)
     assert done == dict.fromkeys(range(3), 5)
+
+
+def test_pieces_that_wait_while_another_steps_hold_the_text_of_their_own_tokens(llm):
+    """Two iterators on one model: what one of them runs, the other finds waiting."""
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    alone = [(piece.text, piece.token_ids) for piece in llm.stream("the cat", params)]
+    waiting, other = llm.stream("the cat", params), llm.stream("a river", params)
+    found = [next(waiting)]
+    list(other)
+    found += list(waiting)
+    assert [(piece.text, piece.token_ids) for piece in found] == alone
+
+
+def test_of_several_prompts_the_one_that_is_refused_is_numbered(llm):
+    with pytest.raises(UsageError, match=r"^prompt 2 of 3: token id 777 is outside"):
+        llm.generate([[5], [777], [6]])
+    with pytest.raises(UsageError, match=r"^token id 777"):
+        llm.generate([777])
+    with pytest.raises(UsageError, match=r"^text 1 of 2: nothing to score"):
+        llm.score([[5], [5, 6]])
+
+
+def test_max_time_counts_from_the_first_row_that_runs(folder):
+    """Not while a text waits for blocks, which it asks for with its rows in hand."""
+    llm = LLM(folder, max_seq_len=64, max_batch_size=2, cache_positions=64)
+    seconds = iter(range(1000))
+    first = Request(Sampling([5] * 30, SamplingParams(max_new_tokens=20, ignore_eos=True)))
+    timed = SamplingParams(max_time=4.5, max_new_tokens=20, ignore_eos=True)
+    second = Request(Sampling([6] * 30, timed, clock=lambda: next(seconds)))
+    for request in (first, second):
+        llm.engine.add(request)
+    while first.finished is None:
+        llm.engine.step()
+        assert next(seconds) < 100
+    while not llm.engine.idle:
+        llm.engine.step()
+    assert len(second.strategy.texts[0].continuation) == 5

@@ -1,12 +1,12 @@
 """LLM: text in, text out, on top of checkpoint and engine. Knows no command line and no server."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
-from typing import Unpack, cast
+from typing import Any, NamedTuple, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from bloomery.engine.spelling import OR, spell_choices
 from bloomery.engine.start import start_engine
 from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
-from bloomery.engine.strategy import Token
+from bloomery.engine.strategy import Said, Token
 from bloomery.errors import UsageError
 from bloomery.model.size import nbytes, weights_read
 from bloomery.text.compile import Grammars
@@ -35,6 +35,15 @@ from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
 from bloomery.text.stream import TextStream
 from bloomery.text.words import spaced_ids, word_ids
+
+T = TypeVar("T")
+
+
+class _Heard(NamedTuple):
+    """An update, and the text that it adds."""
+
+    update: Update
+    text: str
 
 
 @dataclass
@@ -110,7 +119,7 @@ class LLM:
         self.engine = start_engine(
             self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning, draft=self.draft
         )
-        self._inboxes: dict[int, deque[Update]] = {}
+        self._inboxes: dict[int, deque[_Heard]] = {}
         self._turn = RLock()  # threads may share a model: they step its engine in turns
         if self.tokenizer is not None:
             self.tokenizer.start()
@@ -152,8 +161,7 @@ class LLM:
         Every prompt is checked before the first one runs.
         """
         params = self._in_ids(params or SamplingParams())
-        jobs = [self._job(index, prompt, params, truncate) for index, prompt in enumerate(as_list(prompts))]
-        return self._pieces(jobs)
+        return self._pieces(_each("prompt", prompts, lambda prompt, n: self._job(n, prompt, params, truncate)))
 
     def score(self, texts: Prompt | Sequence[Prompt | tuple[Prompt, Prompt]]) -> list[Score]:
         """Log-probabilities of texts, or of continuations given their contexts. Never holds a full [T, V] tensor.
@@ -165,7 +173,7 @@ class LLM:
         Raises:
             UsageError: nothing to score, or longer than the context.
         """
-        strategies = [Scoring(*self.prompts.to_score(text)) for text in as_list(texts)]
+        strategies = _each("text", texts, lambda text, _: Scoring(*self.prompts.to_score(text)))
         self._run([Request(strategy) for strategy in strategies])
         return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
 
@@ -221,7 +229,7 @@ class LLM:
         else:
             ids = self.prompts.within(params.max_length, prompt, truncate)
         most = params.most_new_tokens(len(ids))
-        self.prompts.refuse_without_room("negative_prompt", len(params.negative_prompt_ids), most)
+        self.prompts.refuse_without_room("the negative prompt", len(params.negative_prompt_ids), most)
         if params.stop_strings and self.tokenizer is None:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         text = self._text(ids, params)
@@ -244,13 +252,14 @@ class LLM:
 
     def _pieces(self, jobs: list[_Job]) -> Iterator[Piece]:
         by_request = {id(job.request): job for job in jobs}
-        for update in self._updates([job.request for job in jobs]):
+        for update, new in self._updates([job.request for job in jobs]):
             job, said = by_request[id(update.request)], update.said
-            job.tokens.setdefault(said.choice, []).extend(said.tokens)
-            text = cast(TextStream, said.matcher)
-            new = text.take() + (text.finish() if said.finish else "")
-            tokens, rules = job.tokens[said.choice], job.strategy.rules
-            completion = completed(rules, said, tokens, text.text, job.request.timings) if said.finish else None
+            tokens = job.tokens.setdefault(said.choice, [])
+            tokens += said.tokens
+            completion = None
+            if said.finish:
+                whole = cast(TextStream, said.matcher).text
+                completion = completed(job.strategy.rules, said, tokens, whole, job.request.timings)
             yield Piece(job.index, said.choice, new, tuple(token.id for token in said.tokens), completion)
 
     def _step(self) -> None:
@@ -266,15 +275,15 @@ class LLM:
         for update in updates:
             inbox = self._inboxes.get(id(update.request))
             if inbox is not None:  # else nobody listens any more
-                inbox.append(update)
+                inbox.append(_Heard(update, _new_text(update.said)))  # now: the next step adds to the text
 
     def _run(self, requests: list[Request]) -> None:
         for _ in self._updates(requests):
             continue
 
-    def _updates(self, requests: list[Request]) -> Iterator[Update]:
+    def _updates(self, requests: list[Request]) -> Iterator[_Heard]:
         """Run requests to their ends. Whatever stops this early (an error, Ctrl-C, a closed iterator) ends them all."""
-        inbox: dict[int, deque[Update]] = {id(request): deque() for request in requests}
+        inbox: dict[int, deque[_Heard]] = {id(request): deque() for request in requests}
         try:
             with self._turn:
                 self._inboxes.update(inbox)
@@ -289,7 +298,10 @@ class LLM:
                         self._step()
                 for queue in inbox.values():
                     while queue:
-                        yield _checked(queue.popleft())
+                        heard = queue.popleft()
+                        if heard.update.error is not None:
+                            raise heard.update.error
+                        yield heard
         finally:
             with self._turn:
                 for request in requests:
@@ -307,7 +319,23 @@ def _context(asked: int | None, limit: int, taken: int) -> int:
     return asked or limit
 
 
-def _checked(update: Update) -> Update:
-    if update.error is not None:
-        raise update.error
-    return update
+def _new_text(said: Said) -> str:
+    """What can be shown of a text since the last time."""
+    text = said.matcher
+    if not isinstance(text, TextStream):
+        return ""
+    return text.take() + (text.finish() if said.finish else "")
+
+
+def _each(kind: str, given: Any, make: Callable[[Any, int], T]) -> list[T]:
+    """What is made of each of several prompts, or of one. Raises UsageError, with its number where there are several,
+    for one that cannot be taken."""
+    made, several = list[T](), as_list(given)
+    for index, one in enumerate(several):
+        try:
+            made.append(make(one, index))
+        except UsageError as error:
+            if len(several) == 1:
+                raise
+            raise UsageError(f"{kind} {index + 1} of {len(several)}: {error}") from None
+    return made

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bloomery import LLM, SamplingParams, UsageError
+from bloomery import LLM, CheckpointError, SamplingParams, UsageError
 from drafted import Pair, build_pair
 from tiny import SHAPES, build
 
@@ -72,6 +72,10 @@ def test_a_context_that_is_too_short_is_refused(pair: Pair, tmp_path: Path) -> N
 
 def test_a_draft_that_is_not_there_is_named_as_the_draft(pair: Pair, tmp_path: Path) -> None:
     assert refusal(pair, tmp_path / "nowhere").startswith("draft: ")
+    draft = copied(pair, tmp_path / "damaged")
+    (draft / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"^draft: .*config\.json"):
+        LLM(pair.path, draft=draft)
 
 
 @pytest.mark.parametrize(

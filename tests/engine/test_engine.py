@@ -1,11 +1,16 @@
 """Blocks that run out, are shared and taken back change no token and no logit."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from bloomery import SamplingParams
 from bloomery.engine.engine import Engine
 from bloomery.engine.request import Request
+from bloomery.engine.runner import Result
+from bloomery.engine.scheduler import Work
+from bloomery.engine.strategies.prompt_scores import PromptScores
 from bloomery.engine.strategies.sampling import Sampling
 from bloomery.engine.strategy import Decision, Row, Token
 from bloomery.model.decoder import Decoder
@@ -65,6 +70,9 @@ class Branching:
         self.steps, self.seen = list(steps), [torch.empty(0)]
         self.seats = max([1, *(len(parents) for parents, _, _ in steps)])
         self.checked: list[tuple[list[int], torch.Tensor]] = []
+
+    def begin(self) -> None:
+        pass
 
     def rows(self) -> list[Row]:
         self.seen = [torch.empty(0)] * len(self.new)
@@ -189,3 +197,46 @@ def test_a_request_that_is_ended_within_a_step_ends_with_it_and_disturbs_no_othe
         engine.step()
     assert [tokens_of(requests[n]) for n in (0, 2)] == [expected[0], expected[2]]
     assert engine.scheduler.pool.free == list(range(engine.scheduler.pool.size))
+
+
+def test_texts_that_run_again_are_not_counted_as_decoding(bloom: Tiny) -> None:
+    """Nor is a step missing in which only single tokens ran. What gave way runs again in several chunks."""
+    params = SamplingParams(max_new_tokens=70, ignore_eos=True)
+    requests = [Request(Sampling(prompt_of(60, n), params)) for n in range(3)]
+    engine = Engine(load(bloom.path), max_seq_len=192, max_batch_size=3, max_step_tokens=16, blocks=5)
+    for request in requests:
+        engine.add(request)
+    rows: list[int] = []
+    run_, counted = engine.runner.run, 0
+
+    def watched(work: list[Work]) -> Iterator[Result]:
+        rows.append(max(len(piece.row.ids) for piece in work))
+        return run_(work)
+
+    engine.runner.run = watched  # type: ignore[method-assign]
+    while not engine.idle:
+        before = engine.decoding.steps
+        engine.step()
+        if engine.decoding.steps > before:
+            counted += 1
+            assert rows[-1] == 1
+    assert engine.scheduler.preempted
+    assert counted == engine.decoding.steps > 70
+    assert sum(count == 1 for count in rows) == counted
+
+
+def test_numbers_that_are_none_within_a_prompt_end_its_request(bloom: Tiny) -> None:
+    decoder = load(bloom.path)
+    logits = decoder.logits
+
+    def broken(hidden: torch.Tensor) -> torch.Tensor:
+        out = logits(hidden).clone()
+        out[1] = torch.nan
+        return out
+
+    decoder.logits = broken  # type: ignore[method-assign]
+    engine = Engine(decoder, max_seq_len=64, max_batch_size=1)
+    request = Request(PromptScores(Sampling(prompt_of(5), SamplingParams(max_new_tokens=2)), 1))
+    engine.add(request)
+    (update,) = engine.step()
+    assert "not finite at a token of the prompt" in str(update.error)

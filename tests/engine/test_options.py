@@ -11,7 +11,7 @@ import pytest
 
 from bloomery import LLM, UsageError
 from bloomery.cli import main
-from bloomery.engine.options import EngineArguments, EngineOptions
+from bloomery.engine.options import EngineArguments, EngineOptions, GraphsKind
 from conftest import Tiny
 
 
@@ -31,6 +31,7 @@ from conftest import Tiny
         ({"shapes": "bucket", "bucket": 1}, "bucket is 1: give at least 2, or shapes dynamic, which pads nothing"),
         ({"bucket": 64}, "bucket 64 and shapes dynamic contradict each other: drop bucket, or give shapes bucket"),
         ({"bucket": 64, "shapes": "static"}, "bucket 64 and shapes static contradict each other"),
+        ({"graphs": True}, "graphs 'True' is not one of: off, lazy, all"),
         ({"compile": "yes"}, "compile is 'yes': give True or False"),
         ({"warmup": 3}, "warmup is 3: give True or False"),
     ],
@@ -50,6 +51,7 @@ GIVEN: EngineArguments = {
     "softmax_dtype": "float32",
     "shapes": "bucket",
     "bucket": 48,
+    "graphs": "lazy",
     "compile": True,
     "warmup": True,
 }
@@ -73,7 +75,7 @@ def test_recipe_environment_and_command_line_have_them_all(
     monkeypatch.setenv("BLOOMERY_CACHE_DTYPE", "float16")
     monkeypatch.setenv("BLOOMERY_WARMUP", "true")
     monkeypatch.setenv("BLOOMERY_SOFTMAX_DTYPE", "float32")
-    words = ["--max-step-tokens", "96", "--cache-positions", "320"]
+    words = ["--max-step-tokens", "96", "--cache-positions", "320", "--graphs", "lazy"]
     assert main(["generate", "--recipe", str(recipe), "--print-config", *words]) == 0
     assert GIVEN.items() <= tomllib.loads(capsys.readouterr().out).items()
 
@@ -86,5 +88,11 @@ def test_a_contradiction_on_the_command_line_is_one_line(capsys: pytest.CaptureF
 
 
 def test_an_unknown_option_of_the_engine_is_no_keyword(bloom: Tiny) -> None:
-    with pytest.raises(TypeError, match="graphs"):
-        LLM(bloom.path, graphs="all")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="bukcet"):
+        LLM(bloom.path, bukcet=64)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("graphs", ["lazy", "all"])
+def test_graphs_are_refused_where_there_are_none(bloom: Tiny, graphs: GraphsKind) -> None:
+    with pytest.raises(UsageError, match=f"^graphs {graphs}: a CPU has none; leave graphs off$"):
+        LLM(bloom.path, graphs=graphs)

@@ -271,6 +271,32 @@ def test_rows_that_take_a_whole_step_take_turns_and_keep_no_single_token_waiting
     assert [sum(one in step for step in ran) for one in guessing] == [2, 2, 2]
 
 
+class Running:
+    """Runs so many tokens in each step, on one of the models."""
+
+    seats, positions = 1, 48
+
+    def __init__(self, count, model):
+        self.count, self.model = count, model
+
+    def rows(self):
+        return [Row([7] * self.count, wanted=1, model=self.model)]
+
+
+def test_only_who_has_blocks_of_the_model_that_lacks_them_gives_way():
+    """The last to come has none of the draft's, so that there is nothing to gain by it."""
+    house = Scheduler(blocks=3, block=16, max_running=4, max_step_tokens=64, models=2)
+    growing, holding, last = Request(Running(20, 1)), Request(Running(10, 1)), Request(Running(10, 0))
+    for one in (growing, holding, last):
+        house.add(one)
+    ran = [sorted({piece.request.strategy.model for piece in house.schedule().work}) for _ in range(2)]
+    assert ran == [[1], [0]]
+    assert [len(slot.blocks) for one in (growing, holding, last) for slot in one.slots] == [2, 1, 1]
+    house.schedule()
+    assert house.running == [growing, last]
+    assert list(house.waiting) == [holding]
+
+
 def test_a_request_that_waits_for_a_seat_has_not_begun():
     """max_time counts from where it runs."""
     house = scheduler(max_running=1)

@@ -11,6 +11,7 @@ import torch
 
 from bloomery import LLM, SamplingParams, UsageError
 from bloomery.engine.options import EngineArguments
+from bloomery.model.decoder import Decoder
 from conftest import Tiny
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -49,7 +50,7 @@ def test_a_limit_of_positions_makes_requests_wait_and_changes_no_token(bloom: Ti
     assert llm.engine.scheduler.pool.size == 4
     assert texts(llm, prompts) == [tuple(bloom.greedy(ids)[:12]) for ids in prompts]
     assert llm.engine.scheduler.preempted > 0
-    with pytest.raises(UsageError, match=r"does not fit a cache of 256: shorten it, or raise .* cache_positions"):
+    with pytest.raises(UsageError, match=r"does not fit a cache of 256: shorten it, or raise cache_positions"):
         llm.generate([bloom.prompt(260)], PARAMS)
 
 
@@ -133,3 +134,16 @@ def test_without_a_compiler_compile_is_refused_in_one_line(tmp_path: Path) -> No
     assert done.stdout == ""
     assert "torch.compile does not work here (" in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].endswith("): install a C++ compiler, or drop compile")
+
+
+def test_a_draft_is_warmed_up_too(bloom: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Decoder] = []
+    forward = Decoder.forward
+
+    def watched(self: Decoder, *rest: Any) -> torch.Tensor:
+        ran.append(self)
+        return forward(self, *rest)
+
+    monkeypatch.setattr(Decoder, "forward", watched)
+    llm = LLM(bloom.path, draft=bloom.path, warmup=True)
+    assert {id(model) for model in ran} == {id(llm.decoder), id(llm.draft)}

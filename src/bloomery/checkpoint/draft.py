@@ -7,7 +7,7 @@ import torch
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.tokenizer import open_tokenizer
-from bloomery.errors import UsageError
+from bloomery.errors import CheckpointError, UsageError
 from bloomery.hub.resolve import resolve
 from bloomery.model.decoder import Decoder
 from bloomery.text.tokenizer import Tokenizer
@@ -38,8 +38,8 @@ def load_draft(
     """
     try:
         folder = read_folder(resolve(draft, None, offline, token))
-    except UsageError as error:
-        raise UsageError(f"draft: {error}") from None
+    except (UsageError, CheckpointError) as error:
+        raise type(error)(f"draft: {error}") from None
     ours, theirs = base.config.vocab_size, folder.config.vocab_size
     if ours != theirs:
         raise UsageError(

@@ -21,7 +21,8 @@ from bloomery.ops.attention import BLOCK
 
 @dataclass
 class DecodeClock:
-    """Steps in which no prompt was run: what decoding speed is measured on. Those of a draft count apart."""
+    """Steps in which no prompt was run, nor a text again that had given way: what decoding speed is measured on. Those
+    of a draft count apart."""
 
     steps: int = 0
     tokens: int = 0
@@ -111,13 +112,14 @@ class Engine:
         Whoever gets one of these blocks gets it cleared, as always.
         """
         began = perf_counter()
-        pool, nobody = self.scheduler.pool, Request(Forward([0], head=True))
+        size, nobody = self.scheduler.pool.size, Request(Forward([0], head=True))
         for lengths in self.runner.shapes.steps():
             batch = []
             for index, length in enumerate(lengths):
-                blocks = [place % pool.size for place in range(-(-length // BLOCK))]
+                blocks = [place % size for place in range(-(-length // BLOCK))]
                 batch.append(Work(nobody, index, tuple(blocks), 0, Row([0] * length, wanted=1)))
-            deque(self.runner.run(batch), maxlen=0)
+            for runner in self.runners:
+                deque(runner.run(batch), maxlen=0)
         return perf_counter() - began
 
     def step(self) -> list[Update]:
@@ -160,11 +162,12 @@ class Engine:
         runner.cache.clear(step.fresh)
         runner.cache.copy(step.copies)
         for piece in step.work:
-            piece.request.started = piece.request.started or began
+            if piece.request.started is None:
+                piece.request.started = began
+                piece.request.strategy.begin()
             if self.beginning is not None and (step.model, piece.start) == (0, self.beginning.length):  # a first piece
                 runner.cache.begin(piece.blocks, self.beginning)
-        first = self.scheduler.firsts[step.model]
-        decoding = all(piece.request.decided and piece.start > first for piece in step.work)
+        decoding = all(piece.request.decided and not piece.opening for piece in step.work)
         failed: dict[Request, BloomeryError] = {}
         for result in runner.run(step.work):
             self._accept(result, failed)

@@ -10,6 +10,7 @@ from bloomery.errors import UsageError
 CacheDtype = Literal["auto", "float32", "bfloat16", "float16"]
 SoftmaxDtype = Literal["auto", "float32", "bfloat16"]
 ShapesKind = Literal["static", "bucket", "dynamic"]
+GraphsKind = Literal["off", "lazy", "all"]
 MAX_STEP_TOKENS = 512
 """Tokens of one step, unless another number is asked for."""
 _AT_LEAST_1 = Limit(1, float("inf"), "[)", "give at least 1")
@@ -20,7 +21,7 @@ WHOLE = {
     "cache_positions": Limit(1, float("inf"), "[)", "give at least 1, or leave it out"),
     "bucket": Limit(2, float("inf"), "[)", "give at least 2, or shapes dynamic, which pads nothing"),
 }
-CHOICES = {"shapes": ShapesKind, "cache_dtype": CacheDtype, "softmax_dtype": SoftmaxDtype}
+CHOICES = {"shapes": ShapesKind, "graphs": GraphsKind, "cache_dtype": CacheDtype, "softmax_dtype": SoftmaxDtype}
 REQUIRED = ("max_batch_size", "max_step_tokens")
 
 
@@ -35,6 +36,7 @@ class EngineArguments(TypedDict, total=False):
     softmax_dtype: SoftmaxDtype
     shapes: ShapesKind
     bucket: int | None
+    graphs: GraphsKind
     compile: bool
     warmup: bool
 
@@ -64,6 +66,9 @@ class EngineOptions:
     bucket: int | None = None
     """Tokens and positions are rounded up to multiples of this, with shapes bucket; unset is 128, or less where
     a step or a context has less."""
+    graphs: GraphsKind = "off"
+    """Capture steps as graphs of a GPU: lazy those that decode, all those with prompts too. Refused where there are
+    none: so far everywhere."""
     compile: bool = False
     """Compile each block with torch.compile, all but its attention."""
     warmup: bool = False

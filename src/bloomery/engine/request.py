@@ -27,6 +27,8 @@ class Slot:
     blocks: list[int] = field(default_factory=list)
     wished: list[int] = field(default_factory=list)
     pending: Row | None = None
+    opening: bool = True
+    """The row it begins with has not been run to its end: a prompt, or all of a text that gave way."""
     model: int = 0
     """Which model runs it, and whose blocks these are."""
 

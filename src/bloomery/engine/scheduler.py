@@ -27,6 +27,8 @@ class Work:
     blocks: tuple[int, ...]
     start: int
     row: Row
+    opening: bool = False
+    """A part of the row that the sequence begins with."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Scheduler:
             several = f"{seats} sequences of " if seats > 1 else ""
             raise UsageError(
                 f"a request of {several}{positions} positions does not fit a cache of "
-                f"{self.pool.size * self.block}: shorten it, or raise max_seq_len or cache_positions"
+                f"{self.pool.size * self.block}: shorten it, or raise cache_positions"
             )
         self.waiting.append(request)
 
@@ -107,7 +109,7 @@ class Scheduler:
         for request in list(self.running):  # the oldest first, so that it is never the one that gives way
             pieces, granted = planned.get(request, []), Step()
             while request in self.running and not self._grant(request, pieces, granted):
-                self._preempt(self.running[-1])
+                self._preempt(self._last_holder(model, request))
             if request in self.running:
                 step.work.extend(self._cut(request, index, count) for index, count in pieces)
                 step.fresh.extend(granted.fresh)
@@ -127,7 +129,7 @@ class Scheduler:
             slot = before[parent]
             if parent in used:
                 self.pools[slot.model].share(slot.blocks)
-                slot = Slot(list(slot.ids), slot.length, list(slot.blocks), model=slot.model)
+                slot = Slot(list(slot.ids), slot.length, list(slot.blocks), opening=slot.opening, model=slot.model)
             used.add(parent)
             request.slots.append(slot)
         for index, slot in enumerate(before):
@@ -244,10 +246,19 @@ class Scheduler:
         ids, rest = row.ids[:count], row.ids[count:]
         wanted = max(0, row.wanted - len(rest))
         slot.pending = row._replace(ids=rest, wanted=row.wanted - wanted) if rest else None
-        work = Work(request, index, tuple(slot.blocks), slot.length, row._replace(ids=ids, wanted=wanted))
+        work = Work(request, index, tuple(slot.blocks), slot.length, row._replace(ids=ids, wanted=wanted), slot.opening)
+        slot.opening = slot.opening and bool(rest)
         slot.length += count
         slot.ids += ids
         return work
+
+    def _last_holder(self, model: int, request: Request) -> Request:
+        """Who came last of those that have blocks of a model, none earlier than this request."""
+        return next(
+            other
+            for other in reversed(self.running)
+            if other is request or any(slot.blocks and slot.model == model for slot in other.slots)
+        )
 
     def _preempt(self, request: Request) -> None:
         """Take its blocks. When there is room it runs all its tokens again, and wants what is left to want."""
@@ -256,7 +267,7 @@ class Scheduler:
             row = slot.pending or Row([], wanted=0, model=slot.model)
             pending = row._replace(ids=slot.ids + row.ids)
             self._empty(slot)
-            slot.ids, slot.length = [], self.firsts[slot.model]
+            slot.ids, slot.length, slot.opening = [], self.firsts[slot.model], True
             slot.pending = pending if pending.ids else None
         self.running.remove(request)
         self.waiting.appendleft(request)

@@ -32,8 +32,11 @@ def start_engine(
         max_seq_len: positions of one request, those of the beginning included: what the options say, or the model.
 
     Raises:
-        UsageError: options contradict this length, there is no compiler, or not enough memory.
+        UsageError: options contradict this length, there is no compiler, no graphs, or not enough memory.
     """
+    if options.graphs != "off":
+        why = "a CPU has none" if decoder.device.type == "cpu" else "those of a GPU are not captured yet"
+        raise UsageError(f"graphs {options.graphs}: {why}; leave graphs off")
     shapes = choose_shapes(
         options.shapes,
         options.bucket,

@@ -102,6 +102,10 @@ class Strategy(Protocol):
         """The most positions that one of its sequences will ever keep."""
         ...
 
+    def begin(self) -> None:
+        """The first of its rows runs now; until then it has waited."""
+        ...
+
     def rows(self) -> list[Row]:
         """What to run next, one row for each of its sequences; the first time they say how many there are. A row
         without ids runs nothing. Asked once; the scheduler may run them in pieces."""

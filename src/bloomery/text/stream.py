@@ -97,7 +97,7 @@ class TextStream:
         start = max(0, len(self._text) - reach)  # a stop string may have begun in what was there
         text = self._text + new
         found = [place for stop in self._stops if (place := text.find(stop, start)) >= 0]
-        self._text = text[: min(found)] if found else text  # in one go: another thread may be taking
+        self._text = text[: min(found)] if found else text
         self.stopped = bool(found)
 
     def _held(self) -> int:

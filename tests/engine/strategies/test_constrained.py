@@ -80,7 +80,7 @@ def test_words_are_written_behind_a_space(llm: LLM) -> None:
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"force_words_ids": [[777]]}, "force_words_ids names token 777, which is outside the model's vocabulary"),
-    ({"force_words_ids": [[300, EOS]]}, f"force_words_ids has {EOS}, which ends a text"),
+    ({"force_words_ids": [[300, EOS]]}, f"force_words ask for token {EOS}, which ends a text"),
     (
         {"force_words_ids": [[300] * 5, "6|7,8"]},
         "force_words need 6 tokens, and a text may have 5: raise max_new_tokens",

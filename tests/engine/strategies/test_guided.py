@@ -209,7 +209,7 @@ def test_a_negative_prompt_that_cannot_run_is_refused(llm):
     for options, said in (
         ({"negative_prompt": ""}, "negative_prompt: the prompt is empty"),
         ({"negative_prompt_ids": [777]}, "negative_prompt_ids names token 777, which is outside the model's vocab"),
-        ({"negative_prompt_ids": [5] * 500}, "negative_prompt has 500 tokens, and 20 new ones leave room for 492"),
+        ({"negative_prompt_ids": [5] * 500}, "the negative prompt has 500 tokens, and 20 new ones leave room for 492"),
     ):
         with pytest.raises(UsageError, match=said):
             llm.generate("the", SamplingParams(guidance_scale=2, max_new_tokens=NEW, **options))

@@ -142,4 +142,4 @@ def _check_words(rules: Rules, words: tuple[Word, ...]) -> None:
         )
     end = next((token for word in words for ids in word for token in ids if token in rules.ends), None)
     if end is not None:
-        raise UsageError(f"force_words_ids has {end}, which ends a text: take it out, or give ignore_eos")
+        raise UsageError(f"force_words ask for token {end}, which ends a text: take it out, or give ignore_eos")

@@ -4,7 +4,9 @@ What counts as least is that of transformers 4.55 (`_contrastive_search`), for o
 Contrastive Framework for Neural Text Generation", equation 5. Letters: K candidates, T tokens of prompt and text.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -42,13 +44,18 @@ class ContrastiveSearch:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, eos_ids: tuple[int, ...] = (), matcher: Matcher | None = None
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_ids: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         assert params.top_k is not None
         assert params.penalty_alpha is not None
         self.alpha, self.top_k = params.penalty_alpha, params.top_k
         # top_k is no cut here: probabilities are those among all tokens.
-        self.rules = Rules(prompt, replace(params, top_k=None, penalty_alpha=None), eos_ids)
+        self.rules = Rules(prompt, replace(params, top_k=None, penalty_alpha=None), eos_ids, clock=clock)
         self.text = Continuation(self.rules, matcher)
         self.candidates: list[Candidate] = []
         self._logits = torch.empty(0)  # (V,) that the candidates were taken from
@@ -65,11 +72,12 @@ class ContrastiveSearch:
     def positions(self) -> int:
         return self.rules.positions + 1  # the last token runs as well, to be compared
 
+    def begin(self) -> None:
+        self.rules.begin()
+
     def rows(self) -> list[Row]:
         if self.candidates:
             return [Row([candidate.id], wanted=1) for candidate in self.candidates]
-        if not self._known:
-            self.rules.begin()
         # Hidden states of the whole prompt, but logits of its last token only.
         ids = self._unread.pop(0)
         return [Row(ids, wanted=len(ids), head=not self._unread)]

@@ -48,7 +48,6 @@ class Frontier:
 
     def rows(self) -> list[Row]:
         if not self.length:
-            self.rules.begin()
             return [Row(self.rules.prompt, wanted=1)]
         return [Row([beam.text.tokens[-1].id], wanted=1) for beam in self.beams]
 
@@ -102,6 +101,9 @@ class Search:
     @property
     def positions(self) -> int:
         return self.rules.positions
+
+    def begin(self) -> None:
+        self.rules.begin()
 
     def rows(self) -> list[Row]:
         return self.frontier.rows()

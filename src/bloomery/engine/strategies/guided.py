@@ -42,6 +42,9 @@ class Guided:
     def positions(self) -> int:
         return self.inner.positions + max(0, len(self.against) - len(self.rules.prompt))
 
+    def begin(self) -> None:
+        self.inner.begin()
+
     def rows(self) -> list[Row]:
         rows = self.inner.rows()
         if self._count:

@@ -38,6 +38,9 @@ class PromptScores:
     def positions(self) -> int:
         return self.inner.positions
 
+    def begin(self) -> None:
+        self.inner.begin()
+
     def rows(self) -> list[Row]:
         rows = self.inner.rows()
         if self._begun:
@@ -53,6 +56,8 @@ class PromptScores:
         assert logits is not None
         begin, self._seen = self._seen, self._seen + len(logits)
         follow = self.rules.prompt[begin + 1 : self._seen + 1]
+        if follow:
+            self.rules.check_numbers(logits[: len(follow)], "at a token of the prompt")
         self.scored += reported(follow, logits[: len(follow)], self.count)
         unasked = max(0, len(first.ids) - first.wanted - begin)
         if unasked < len(logits):

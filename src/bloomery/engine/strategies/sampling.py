@@ -67,9 +67,11 @@ class Sampling:
     def positions(self) -> int:
         return self.rules.positions
 
+    def begin(self) -> None:
+        self.rules.begin()
+
     def rows(self) -> list[Row]:
         if self._at_prompt:
-            self.rules.begin()
             return [Row(self.rules.prompt, wanted=1)]
         return [Row([text.continuation.tokens[-1].id], wanted=1) for text in self._running]
 

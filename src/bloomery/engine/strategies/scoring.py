@@ -25,6 +25,9 @@ class Scoring:
     def positions(self) -> int:
         return len(self.ids) - 1
 
+    def begin(self) -> None:
+        pass
+
     def rows(self) -> list[Row]:
         return [Row(self.ids[:-1], wanted=self.scored)]
 
@@ -54,6 +57,9 @@ class Forward:
     @property
     def positions(self) -> int:
         return len(self.ids)
+
+    def begin(self) -> None:
+        pass
 
     def rows(self) -> list[Row]:
         return [Row(self.ids, wanted=len(self.ids), head=self.head)]
