@@ -1,5 +1,5 @@
 """Tokens a second with guessed tokens and without, in one run: prompt lookup on text that repeats, a draft that mostly
-agrees, and a draft that never does.
+agrees, and a draft that never does. What is plain runs twice: the range of the second beside the first is the noise.
 
     python benchmarks/speculation.py
     python benchmarks/speculation.py --model bigscience/bloom-7b1 --draft bigscience/bloom-560m
@@ -115,6 +115,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[Case]:
     params = SamplingParams(max_new_tokens=options.tokens, ignore_eos=True)
     return [
         Case(PLAIN[0], PLAIN[0], plain, prompts, params),
+        Case("plain again", PLAIN[0], plain, prompts, params),
         Case("draft", PLAIN[0], drafted, prompts, params),
         Case("useless draft", PLAIN[0], useless, prompts, params),
         Case(PLAIN[1], PLAIN[1], plain, repeating, params),

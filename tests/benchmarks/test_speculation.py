@@ -11,7 +11,7 @@ from drafted import build_pair
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "speculation.py"
 TINY = ("--hidden", "128", "--layers", "6", "--draft-layers", "1", "--vocabulary", "600", "--quiet", "0.05")
-NAMES = ["plain", "draft", "useless draft", "plain, repeating", "prompt lookup, repeating"]
+NAMES = ["plain", "plain again", "draft", "useless draft", "plain, repeating", "prompt lookup, repeating"]
 
 
 def run(to: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -120,7 +120,7 @@ def _check_contrastive(values: Mapping[str, Any]) -> None:
         "guidance_scale": 1,
         "prompt_lookup_num_tokens": None,
     }
-    for name, off in others.items():
+    for name, off in (others | ONLY_BEAMS).items():
         check(
             values[name] == off,
             f"penalty_alpha and {name} {values[name]} do not go together, since contrastive search finds one text and "

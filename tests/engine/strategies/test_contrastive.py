@@ -118,6 +118,7 @@ def test_logprobs_and_streaming_are_those_of_the_chosen_tokens(llm, tiny):
         ({"top_k": 4, "temperature": 0.8}, r"penalty_alpha and temperature 0\.8 do not go together"),
         ({"top_k": 4, "num_beams": 2}, "penalty_alpha and num_beams 2 do not go together"),
         ({"top_k": 4, "num_return_sequences": 2}, "penalty_alpha and num_return_sequences 2 do not go together"),
+        ({"top_k": 4, "length_penalty": 2}, "penalty_alpha and length_penalty 2 do not go together"),
         ({"top_k": 4, "best_of": 2}, "penalty_alpha and best_of 2 do not go together"),
         ({"top_k": 4, "guidance_scale": 2}, "penalty_alpha and guidance_scale 2 do not go together"),
         ({"top_k": 4, "top_p": 0.5}, "top_p would have no effect at temperature 0"),
