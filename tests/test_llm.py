@@ -472,7 +472,7 @@ def test_max_time_ends_a_text_by_its_own_clock(llm):
     """Two seconds a look at the clock: one at the beginning, one behind each token."""
     seconds = iter(range(0, 1000, 2))
     strategy = Sampling([5, 6, 7], SamplingParams(max_time=5, ignore_eos=True), clock=lambda: next(seconds))
-    llm._run([Request(strategy)])
+    llm._turns.run([Request(strategy)])
     assert len(strategy.texts[0].continuation) == 3  # after 2, 4 and 6 seconds
     assert llm.generate([5, 6, 7], SamplingParams(max_time=1e-9))[0].finish_reason == "length"
 

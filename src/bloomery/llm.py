@@ -1,12 +1,9 @@
 """LLM: text in, text out, on top of checkpoint and engine. Knows no command line and no server."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import RLock
-from time import perf_counter
-from typing import Any, NamedTuple, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +24,8 @@ from bloomery.engine.spelling import OR, spell_choices
 from bloomery.engine.start import start_engine
 from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
-from bloomery.engine.strategy import Said, Token
+from bloomery.engine.strategy import Token
+from bloomery.engine.turns import Turns
 from bloomery.errors import UsageError
 from bloomery.model.size import nbytes, weights_read
 from bloomery.text.compile import Grammars
@@ -40,13 +38,6 @@ T = TypeVar("T")
 CHECK_FP32 = 1.0
 """What a step of several rows costs more than one of a single row, in steps: with PyTorch's fp32 products on a CPU two
 to eight rows take twice as long, in bf16 no longer (docs/log.md)."""
-
-
-class _Heard(NamedTuple):
-    """An update, and the text that it adds."""
-
-    update: Update
-    text: str
 
 
 @dataclass
@@ -122,8 +113,7 @@ class LLM:
         self.engine = start_engine(
             self.decoder, options, max_seq_len=self.max_seq_len, beginning=beginning, draft=self.draft
         )
-        self._inboxes: dict[int, deque[_Heard]] = {}
-        self._turn = RLock()  # threads may share a model: they step its engine in turns
+        self._turns = Turns(self.engine, _new_text)
         if self.tokenizer is not None:
             self.tokenizer.start()
 
@@ -177,7 +167,7 @@ class LLM:
             UsageError: nothing to score, or longer than the context.
         """
         strategies = _each("text", texts, lambda text, _: Scoring(*self.prompts.to_score(text)))
-        self._run([Request(strategy) for strategy in strategies])
+        self._turns.run([Request(strategy) for strategy in strategies])
         return [Score(tuple(s.ids[len(s.ids) - s.scored :]), tuple(s.logprobs), s.greedy) for s in strategies]
 
     def logits(self, ids: Prompt) -> Tensor:
@@ -251,12 +241,12 @@ class LLM:
 
     def _forward(self, ids: Prompt, *, head: bool) -> Tensor:
         strategy = Forward(self.prompts.whole(ids), head)
-        self._run([Request(strategy)])
+        self._turns.run([Request(strategy)])
         return torch.cat(strategy.collected)
 
     def _pieces(self, jobs: list[_Job]) -> Iterator[Piece]:
         by_request = {id(job.request): job for job in jobs}
-        for update, new in self._updates([job.request for job in jobs]):
+        for update, new in self._turns.updates([job.request for job in jobs]):
             job, said = by_request[id(update.request)], update.said
             tokens = job.tokens.setdefault(said.choice, [])
             tokens += said.tokens
@@ -265,52 +255,6 @@ class LLM:
                 whole = cast(TextStream, said.matcher).text
                 completion = completed(job.strategy.rules, said, tokens, whole, job.request.timings)
             yield Piece(job.index, said.choice, new, tuple(token.id for token in said.tokens), completion)
-
-    def _step(self) -> None:
-        """One step; what it says to another iterator on this engine waits in that one's inbox."""
-        try:
-            updates = self.engine.step()
-        except BaseException:
-            self._hand_out(self.engine.lost())
-            raise
-        self._hand_out(updates)
-
-    def _hand_out(self, updates: list[Update]) -> None:
-        for update in updates:
-            inbox = self._inboxes.get(id(update.request))
-            if inbox is not None:  # else nobody listens any more
-                inbox.append(_Heard(update, _new_text(update.said)))  # now: the next step adds to the text
-
-    def _run(self, requests: list[Request]) -> None:
-        for _ in self._updates(requests):
-            continue
-
-    def _updates(self, requests: list[Request]) -> Iterator[_Heard]:
-        """Run requests to their ends. Whatever stops this early (an error, Ctrl-C, a closed iterator) ends them all."""
-        inbox: dict[int, deque[_Heard]] = {id(request): deque() for request in requests}
-        try:
-            with self._turn:
-                self._inboxes.update(inbox)
-                for request in requests:
-                    request.arrived = perf_counter()
-                    self.engine.add(request)
-            while True:
-                with self._turn:  # also to look: another thread's step ends requests before it hands out what they said
-                    if not any(inbox.values()):
-                        if all(request.finished is not None for request in requests):
-                            return
-                        self._step()
-                for queue in inbox.values():
-                    while queue:
-                        heard = queue.popleft()
-                        if heard.update.error is not None:
-                            raise heard.update.error
-                        yield heard
-        finally:
-            with self._turn:
-                for request in requests:
-                    self.engine.abort(request)
-                    self._inboxes.pop(id(request), None)
 
 
 def _context(asked: int | None, limit: int, taken: int) -> int:
@@ -323,12 +267,12 @@ def _context(asked: int | None, limit: int, taken: int) -> int:
     return asked or limit
 
 
-def _new_text(said: Said) -> str:
+def _new_text(update: Update) -> str:
     """What can be shown of a text since the last time."""
-    text = said.matcher
+    text = update.said.matcher
     if not isinstance(text, TextStream):
         return ""
-    return text.take() + (text.finish() if said.finish else "")
+    return text.take() + (text.finish() if update.said.finish else "")
 
 
 def _each(kind: str, given: Any, make: Callable[[Any, int], T]) -> list[T]:

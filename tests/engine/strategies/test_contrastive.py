@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bloomery import LLM, SamplingParams, UsageError
-from bloomery.engine.engine import Engine
 from bloomery.engine.request import Request
 from bloomery.engine.strategies.contrastive import ContrastiveSearch
 from oracles.contrastive import CASES, LENGTHS, MODELS, biases, random_prompt, sha256
@@ -63,8 +62,7 @@ def test_tokens_are_the_same_alone_in_small_steps_and_after_giving_way(llm):
     known = EXPECTED["bloom-6-heads"]
     small = LLM(llm.folder.path, max_batch_size=8)
     small.engine.scheduler.max_step_tokens = 5
-    narrow = LLM(llm.folder.path, max_batch_size=8)
-    narrow.engine = Engine(narrow.decoder, max_seq_len=512, max_batch_size=8, blocks=8)
+    narrow = LLM(llm.folder.path, max_batch_size=8, cache_positions=8 * 64)
     for model in (small, narrow):
         done = model.generate(known["prompts"], ours(CASES[0]))
         assert [list(one.token_ids) for one in done] == known["texts"][0]["tokens"]
@@ -74,7 +72,7 @@ def test_tokens_are_the_same_alone_in_small_steps_and_after_giving_way(llm):
 def test_hidden_states_are_kept_once_for_all_candidates(llm):
     """As many rows as the text has tokens, however many candidates there are."""
     strategy = ContrastiveSearch([5] * 70, ours({"penalty_alpha": 0.6, "top_k": 8}))
-    llm._run([Request(strategy)])
+    llm._turns.run([Request(strategy)])
     kept = [value for value in vars(strategy).values() if isinstance(value, torch.Tensor) and value.dim() == 2]
     assert [tuple(value.shape) for value in kept] == [(70 + ORACLE["max_new_tokens"], llm.decoder.config.hidden_size)]
 

@@ -46,7 +46,7 @@ def test_several_texts_share_the_prompts_blocks_and_copy_its_half_full_last_one_
     monkeypatch.setattr(llm.engine.runner.cache, "copy", copied.extend)
     monkeypatch.setattr(llm.engine.runner.cache, "clear", lambda blocks: None)
     strategy = Sampling([5] * length, SamplingParams(num_return_sequences=4, **SAMPLED))
-    llm._run([Request(strategy)])
+    llm._turns.run([Request(strategy)])
     assert len(copied) == (3 if length % 64 else 0)  # the last that writes into it holds it alone
 
 
