@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 
 from bloomery.cli import generate, main
-from bloomery.cli.generate import REFERENCE_TAKES
+from bloomery.cli.generate import ANY_ENGINE
+from bloomery.cli.models import REFERENCE_TAKES
 from bloomery.cli.options import GenerateOptions
 from bloomery.engine.options import EngineOptions
 from bloomery.errors import UsageError
@@ -80,7 +81,7 @@ OTHERS = [
     field.name
     for options in (GenerateOptions, EngineOptions)
     for field in fields(options)
-    if field.name not in REFERENCE_TAKES | {"running"}
+    if field.name not in REFERENCE_TAKES | ANY_ENGINE
 ]
 
 

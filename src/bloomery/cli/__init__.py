@@ -24,6 +24,15 @@ class Verb(NamedTuple):
 
 VERBS = {
     "generate": Verb("Continue a text.", "bloomery.cli.options:GenerateOptions", "prompts", "bloomery.cli.generate"),
+    "bench latency": Verb(
+        "Measure how long tokens take.", "bloomery.cli.options:BenchOptions", "model", "bloomery.cli.bench"
+    ),
+    "bench throughput": Verb(
+        "Measure how many tokens many requests get.",
+        "bloomery.cli.options:ThroughputOptions",
+        "model",
+        "bloomery.cli.bench",
+    ),
     "fetch": Verb("Fetch a model from the Hub.", "bloomery.cli.options:FetchOptions", "model", "bloomery.cli.fetch"),
     "convert": Verb(
         "Make a store: weights as they are run, pre-cut, mapped.",

@@ -4,15 +4,14 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from time import perf_counter
-from typing import cast
 
 from bloomery.bench.bandwidth import read_bandwidth
-from bloomery.cli.options import GenerateOptions, HubOptions
+from bloomery.cli.models import own, reference
+from bloomery.cli.options import GenerateOptions
 from bloomery.completion import Completion, Piece
 from bloomery.devices import threads
-from bloomery.engine.options import EngineArguments
 from bloomery.environment import cache_dir
 from bloomery.errors import BloomeryError, UsageError
 from bloomery.llm import LLM
@@ -21,17 +20,8 @@ from bloomery.model.size import nbytes, weights_read
 from bloomery.reference.engine import ReferenceLLM
 from bloomery.reference.options import refuse_unknown
 
-REFERENCE_TAKES = frozenset(
-    {field.name for field in fields(HubOptions)}
-    | {"model", "dtype", "device", "prompts", "ids", "max_seq_len", "truncate", "json", "engine", "sampling"}
-)
+ANY_ENGINE = frozenset({"prompts", "ids", "truncate", "json", "engine", "running", "sampling"})
 """Options that mean the same whichever engine runs."""
-INSTEAD = {
-    "max_batch_size": "it runs one prompt at a time; leave it out",
-    "adapter": "merge it by 'bloomery export --adapter', and give the folder",
-    "shape": "write the weights by 'bloomery convert --shape' and 'bloomery export', and give the folder",
-}
-"""What to do about others, where there is more to say than to leave them out."""
 
 
 def run(options: GenerateOptions) -> int:
@@ -69,47 +59,12 @@ def run(options: GenerateOptions) -> int:
 def _own(options: GenerateOptions, prompts: int) -> LLM:
     # Seats that nobody will take would reserve memory for nothing.
     seats = min(options.running.max_batch_size, prompts * options.sampling.sequences)
-    return LLM(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        revision=options.revision,
-        offline=options.offline,
-        token=options.token,
-        adapter=options.adapter,
-        draft=options.draft,
-        shape=options.shape,
-        seed=options.shape_seed,
-        **cast(EngineArguments, asdict(replace(options.running, max_batch_size=seats))),
-    )
+    return own(options, replace(options.running, max_batch_size=seats), options.draft)
 
 
 def _reference(options: GenerateOptions) -> ReferenceLLM:
-    """The other engine, which is told what it has an option for.
-
-    Raises:
-        UsageError: it has none for what was asked.
-    """
-    given = {field.name: getattr(options, field.name) != field.default for field in fields(options)}
-    given |= {field.name: getattr(options.running, field.name) != field.default for field in fields(options.running)}
-    del given["running"]
-    for name, differs in given.items():
-        if differs and name not in REFERENCE_TAKES:
-            advice = INSTEAD.get(name, "leave it out")
-            raise UsageError(f"--{name.replace('_', '-')} is not for --engine transformers: {advice}")
     refuse_unknown(options.sampling)  # before a large model is loaded for nothing
-    llm = ReferenceLLM(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        max_seq_len=options.running.max_seq_len,
-        revision=options.revision,
-        offline=options.offline,
-        token=options.token,
-    )
-    kept_in = str(llm.dtype).removeprefix("torch.")
-    logger.info("engine: %s, %s on %s, one prompt at a time", llm.name, kept_in, llm.device)
-    return llm
+    return reference(options, options.running, ANY_ENGINE)
 
 
 def _read_prompts(words: Sequence[str]) -> list[str]:

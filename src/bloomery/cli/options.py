@@ -66,6 +66,41 @@ class GenerateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchOptions(ModelOptions):
+    """Options of `bench latency`, and those of the engine."""
+
+    batch: int = 1
+    """Texts at once."""
+    prompt_length: int = 32
+    """Tokens of each prompt, which are drawn at random."""
+    new_tokens: int = 64
+    """Tokens to generate for each, greedily and past every end of sequence."""
+    rounds: int = 5
+    """How often, after a round that is not measured."""
+    seed: int = 0
+    """Of the prompts."""
+    engine: Literal["bloomery", "transformers"] = "bloomery"
+    """What runs the model; transformers does so one prompt at a time."""
+    to: Path | None = None
+    """File for all figures, as JSON."""
+    json: bool = False
+    """Print all figures as one JSON object instead of a table."""
+    running: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputOptions(BenchOptions):
+    """Options of `bench throughput`, and those of the engine."""
+
+    batch: int = 16
+    """Texts that run at once; the next request begins where one ends."""
+    requests: int = 64
+    """Prompts of a round, all asked for at its beginning."""
+    rounds: int = 2
+    """How often, after a round that is not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FetchOptions(HubOptions):
     """Options of `fetch`."""
 

@@ -78,6 +78,8 @@ class Engine:
             models=len(models),
         )
         self.decoding = DecodeClock()
+        self.warmed_up = 0.0
+        """Seconds that warming up took."""
         self._stepping = False
         self._aborted: list[Request] = []  # within the step that is running
         self._lost: list[Update] = []  # of requests whose step was stopped midway
@@ -120,7 +122,8 @@ class Engine:
                 batch.append(Work(nobody, index, tuple(blocks), 0, Row([0] * length, wanted=1)))
             for runner in self.runners:
                 deque(runner.run(batch), maxlen=0)
-        return perf_counter() - began
+        self.warmed_up = perf_counter() - began
+        return self.warmed_up
 
     def step(self) -> list[Update]:
         """Schedule, run, hand out the results.
