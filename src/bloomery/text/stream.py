@@ -56,8 +56,10 @@ class TextStream:
         self._ids.append(token_id)
         text = self._decode(self._ids[self._anchor :])
         unfinished = _unfinished(text)
+        # A decoder that falls back to bytes shows none of those in a row while the last of them are no character: what
+        # is to come will show them, unless it does not come soon.
         if unfinished and len(self._ids) - self._whole <= MOST_UNFINISHED:
-            return self.stopped  # with byte fallback the whole characters before it are not to be read either, for now
+            return self.stopped
         self._append(text[self._known : len(text) - unfinished])
         self._known = len(text) - unfinished
         if not unfinished:
