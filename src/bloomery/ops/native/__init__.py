@@ -14,6 +14,8 @@ from bloomery.log import logger
 
 WAYS = ("portable", "avx2", "avx512")
 """Instructions the streaming read can use, in the order in which the library numbers them."""
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
+"""Instructions that kernels can use, in the order in which the library numbers them."""
 
 
 class Reading(NamedTuple):
@@ -36,6 +38,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def _declared(handle: ctypes.CDLL) -> ctypes.CDLL:
+    handle.bloomery_highest_level.argtypes = []
+    handle.bloomery_highest_level.restype = ctypes.c_int
     handle.bloomery_stream_widest.argtypes = []
     handle.bloomery_stream_widest.restype = ctypes.c_int
     handle.bloomery_stream_read.argtypes = [
@@ -50,6 +54,15 @@ def _declared(handle: ctypes.CDLL) -> ctypes.CDLL:
     ]
     handle.bloomery_stream_read.restype = ctypes.c_int
     return handle
+
+
+@cache
+def level() -> int:
+    """Number of the highest of `LEVELS` that this processor has. Raises ValueError without the library."""
+    handle = library()
+    if handle is None:
+        raise ValueError("there are no levels: the library was not built")
+    return int(handle.bloomery_highest_level())
 
 
 def stream_ways() -> tuple[str, ...]:

@@ -1,0 +1,43 @@
+/* Every kernel, for the level of the file that includes this: KERNELS is the name of its table, and ROWS by COLUMNS
+   (1, 2 or 4) a tile whose sums fit into its registers. */
+
+#include "kernels.h"
+#include "lanes.h"
+
+#define FEW 16 /* tokens up to which weights are read from memory once, rather than from the second cache */
+
+#define KERNEL linear_fp32
+#define TILE tile_fp32
+#define TILES tiles_fp32
+#define REST rest_fp32
+#define Number float
+#define STEP 16
+#define Vector Floats
+#define LOAD load_fp32
+#define DOT(sum, w, x) ((sum) + (w) * (x))
+#define LOAD_ONE(p) (*(p))
+#define STORE_ONE(p, x) (*(p) = (x))
+#include "linear_rows.h"
+
+/* Two bf16 numbers' product is exact in fp32. */
+#define KERNEL linear_bf16
+#define TILE tile_bf16
+#define TILES tiles_bf16
+#define REST rest_bf16
+#define Number uint16_t
+#ifdef __AVX512BF16__
+#define STEP 32
+#define Vector __m512bh
+#define LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
+#define DOT(sum, w, x) ((Floats)_mm512_dpbf16_ps((__m512)(sum), w, x))
+#else
+#define STEP 16
+#define Vector Floats
+#define LOAD load_bf16
+#define DOT(sum, w, x) ((sum) + (w) * (x))
+#endif
+#define LOAD_ONE one_bf16
+#define STORE_ONE put_bf16
+#include "linear_rows.h"
+
+const Kernels KERNELS = {.linear = {[FP32] = linear_fp32, [BF16] = linear_bf16}};

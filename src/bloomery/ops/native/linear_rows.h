@@ -1,0 +1,99 @@
+/* y = x w^T + bias, with weights as they lie in a file, row by row. Included by level.inc.h once for each dtype, with
+   KERNEL, TILE, TILES and REST as names; Number, and STEP of them at a time as a Vector; LOAD(p), DOT(sum, w, x) and
+   LOAD_ONE(p), STORE_ONE(p, x).
+
+   A tile is ROWS outputs of COLUMNS tokens at most, whose sums stay in registers while all of k goes by. Each sum has
+   its own lanes, which are added up in the end in one order: an output's bits depend on its weights and its token
+   alone. */
+
+INLINE Vector REST(const Number *p, long left)
+{
+    Number padded[STEP] = {0};
+    memcpy(padded, p, left * sizeof *p);
+    return LOAD(padded);
+}
+
+/* ahead: fetch the next rows of weights from memory meanwhile. */
+INLINE void TILE(const Linear *l, long n, long m, const int rows, const int columns, const int ahead)
+{
+    const long k = l->k;
+    const Number *w = (const Number *)l->weight + n * k, *x = (const Number *)l->x + m * k, *bias = l->bias;
+    Number *y = (Number *)l->y + m * l->n + n;
+    Floats sums[COLUMNS][4];
+    Vector a[ROWS];
+    long i = 0;
+    UNROLL for (int c = 0; c < columns; c++)
+        UNROLL for (int r = 0; r < 4; r++)
+            sums[c][r] = all(0);
+    for (; i + STEP <= k; i += STEP) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            a[r] = LOAD(w + r * k + i);
+            if (ahead) /* beyond the end does no harm */
+                __builtin_prefetch((const void *)((uintptr_t)w + ((rows + r) * k + i) * sizeof(Number)));
+        }
+        UNROLL for (int c = 0; c < columns; c++) {
+            const Vector b = LOAD(x + c * k + i);
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[c][r] = DOT(sums[c][r], a[r], b);
+        }
+    }
+    if (i < k) {
+        UNROLL for (int r = 0; r < rows; r++)
+            a[r] = REST(w + r * k + i, k - i);
+        UNROLL for (int c = 0; c < columns; c++) {
+            const Vector b = REST(x + c * k + i, k - i);
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[c][r] = DOT(sums[c][r], a[r], b);
+        }
+    }
+    UNROLL for (int c = 0; c < columns; c++) {
+        float out[4];
+        sum_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3], out);
+        UNROLL for (int r = 0; r < rows; r++)
+            STORE_ONE(y + c * l->n + r, bias ? out[r] + LOAD_ONE(bias + n + r) : out[r]);
+    }
+}
+
+INLINE void TILES(const Linear *l, long n, long m, long rows, long columns, const int ahead)
+{
+    if (rows < ROWS) { /* the last outputs of all */
+        for (long c = 0; c < columns; c++)
+            for (long r = 0; r < rows; r++)
+                TILE(l, n + r, m + c, 1, 1, 0);
+        return;
+    }
+    switch (columns) {
+    case 1: TILE(l, n, m, ROWS, 1, ahead); break;
+#if COLUMNS >= 2
+    case 2: TILE(l, n, m, ROWS, 2, ahead); break;
+#endif
+#if COLUMNS >= 4
+    case 3: TILE(l, n, m, ROWS, 3, ahead); break;
+    case 4: TILE(l, n, m, ROWS, 4, ahead); break;
+#endif
+    }
+}
+
+static void KERNEL(const Linear *l, long n0, long n1, long m0, long m1)
+{
+    if (m1 - m0 <= FEW) /* weights come from memory once, and wait in the first cache for the next tokens */
+        for (long n = n0; n < n1; n += ROWS)
+            for (long m = m0; m < m1; m += COLUMNS)
+                TILES(l, n, m, least(n1 - n, ROWS), least(m1 - m, COLUMNS), 1);
+    else
+        for (long m = m0; m < m1; m += COLUMNS)
+            for (long n = n0; n < n1; n += ROWS)
+                TILES(l, n, m, least(n1 - n, ROWS), least(m1 - m, COLUMNS), 0);
+}
+
+#undef KERNEL
+#undef TILE
+#undef TILES
+#undef REST
+#undef Number
+#undef STEP
+#undef Vector
+#undef LOAD
+#undef DOT
+#undef LOAD_ONE
+#undef STORE_ONE
