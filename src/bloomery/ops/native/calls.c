@@ -18,29 +18,64 @@ static const Kernels *kernels(int64_t level)
 #endif
 }
 
-/* A job as a grid: `wide` outputs by PART_TOKENS tokens. Parts with the same weights are neighbours. */
-typedef struct {
-    const Linear *linear;
-    long wide, splits;
-} Grid;
-
 static long least(long a, long b)
 {
     return a < b ? a : b;
 }
 
+/* Parts of at most so many. */
+static long count(long all, long each)
+{
+    return (all + each - 1) / each;
+}
+
+/* A job as a grid: `wide` outputs by PART_TOKENS tokens. Parts with the same weights are neighbours. */
+typedef struct {
+    const void *call;
+    const Kernels *kernels;
+    long wide, splits;
+} Grid;
+
+static Grid grid_of(const void *call, int64_t level, long wide, long tokens)
+{
+    return (Grid){call, kernels(level), wide, count(tokens, PART_TOKENS)};
+}
+
 static void linear_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Linear *l = grid->linear;
+    const Linear *l = grid->call;
     const long n = part / grid->splits * grid->wide, m = part % grid->splits * PART_TOKENS;
-    kernels(l->level)->linear[l->dtype](l, n, least(n + grid->wide, l->n), m, least(m + PART_TOKENS, l->m));
+    grid->kernels->linear[l->dtype](l, n, least(n + grid->wide, l->n), m, least(m + PART_TOKENS, l->m));
 }
 
 void bloomery_linear(const Linear *l)
 {
     const long bytes = l->k * (l->dtype == FP32 ? 4 : 2);
-    const long wide = 4 * (PART_BYTES / (4 * (bytes ? bytes : 1)) + 1);
-    const Grid grid = {l, wide, (l->m + PART_TOKENS - 1) / PART_TOKENS};
-    bloomery_share(linear_part, &grid, (l->n + wide - 1) / wide * grid.splits, l->threads);
+    const Grid grid = grid_of(l, l->level, 4 * (PART_BYTES / (4 * (bytes + 1)) + 1), l->m);
+    bloomery_share(linear_part, &grid, count(l->n, grid.wide) * grid.splits, l->threads);
+}
+
+static void round_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Packed *p = grid->call;
+    grid->kernels->round_tokens(p, part * grid->wide, least(part * grid->wide + grid->wide, p->m));
+}
+
+static void packed_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Packed *p = grid->call;
+    const long n = part / grid->splits * grid->wide, m = part % grid->splits * PART_TOKENS;
+    (p->bits == 8 ? grid->kernels->packed8 : grid->kernels->packed4)(p, n, least(n + grid->wide, p->n), m,
+                                                                     least(m + PART_TOKENS, p->m));
+}
+
+void bloomery_packed(const Packed *p)
+{
+    const Grid tokens = grid_of(p, p->level, PART_BYTES / (4 * p->k + 1) + 1, 0);
+    const Grid grid = grid_of(p, p->level, 16 * (PART_BYTES / (p->stride + 1) + 1), p->m);
+    bloomery_share(round_part, &tokens, count(p->m, tokens.wide), p->threads);
+    bloomery_share(packed_part, &grid, count(p->n, grid.wide) * grid.splits, p->threads);
 }

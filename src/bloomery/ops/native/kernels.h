@@ -21,9 +21,27 @@ typedef struct {
     int64_t level, threads;
 } Linear;
 
-/* One level's kernels. Each computes a part: weights of outputs n0 … n1 for tokens m0 … m1. */
+#define MOST_GROUP 128
+
+/* Weights of `bits` (8 or 4) in panels of 16 outputs, `stride` bytes each; k inputs in `groups` groups of `group`. */
+typedef struct {
+    const void *x;      /* (m, k) */
+    const void *weight; /* panels */
+    const void *bias;   /* (n), or NULL */
+    void *y;            /* (m, n) */
+    void *room;         /* m * groups * (group + 8) bytes, for rounded tokens */
+    int64_t m, n, k;
+    int64_t bits, groups, group, stride;
+    int64_t dtype; /* of x, bias and y */
+    int64_t level, threads;
+} Packed;
+
+/* One level's kernels. Each computes a part: outputs n0 … n1 of tokens m0 … m1. */
 typedef struct {
     void (*linear[DTYPES])(const Linear *l, long n0, long n1, long m0, long m1);
+    void (*round_tokens)(const Packed *p, long m0, long m1);
+    void (*packed8)(const Packed *p, long n0, long n1, long m0, long m1); /* whole panels */
+    void (*packed4)(const Packed *p, long n0, long n1, long m0, long m1);
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;

@@ -9,6 +9,7 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
+#define LANES 16
 #define INLINE __attribute__((always_inline, unused)) static inline
 #define UNROLL _Pragma("GCC unroll 16")
 #define SHUFFLE __builtin_shufflevector

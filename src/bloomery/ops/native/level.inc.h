@@ -40,4 +40,11 @@
 #define STORE_ONE put_bf16
 #include "linear_rows.h"
 
-const Kernels KERNELS = {.linear = {[FP32] = linear_fp32, [BF16] = linear_bf16}};
+#include "linear_packed.h"
+
+const Kernels KERNELS = {
+    .linear = {[FP32] = linear_fp32, [BF16] = linear_bf16},
+    .round_tokens = round_tokens,
+    .packed8 = packed8,
+    .packed4 = packed4,
+};

@@ -1,0 +1,301 @@
+/* y = x w^T + bias, with weights packed into panels of 16 outputs (quant/pack.py has the format). Included by
+   level.inc.h, after lanes.h.
+
+   Tokens are rounded to 8 bits, group by group, each group with its own scale, so that products are added up as whole
+   numbers, in lanes of an output each: exactly, in whatever order. What is left of rounding happens once a group, in the
+   order of the groups: an output's bits depend on its weights and its token alone. */
+
+typedef uint8_t Octets __attribute__((vector_size(64)));
+typedef int8_t Signed __attribute__((vector_size(16)));
+typedef uint16_t Pairs __attribute__((vector_size(64)));
+
+#define PANEL 16
+#define AHEAD 2048 /* bytes */
+
+/* ---- sums of 16 outputs: four products of bytes at a time are added to each ---- */
+
+#if defined(__AVX512VNNI__)
+#define OFFSET 128 /* of weights of 8 bits: the instruction takes unsigned ones */
+#define MOST 8     /* tokens at a time */
+typedef __m512i Sums;
+
+INLINE Sums sums_of(int32_t first)
+{
+    return _mm512_set1_epi32(first);
+}
+
+INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
+{
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_dpbusd_epi32(sums, (__m512i)w, _mm512_set1_epi32(four));
+}
+
+INLINE Octets as_bytes(Octets w)
+{
+    return w ^ OFFSET;
+}
+
+INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
+{
+    return add_nibbles(sums, w, x);
+}
+
+INLINE Floats as_floats(Sums sums)
+{
+    return (Floats)_mm512_cvtepi32_ps(sums);
+}
+#elif defined(__AVX2__)
+#define OFFSET 0
+#define MOST 2
+typedef struct {
+    __m256i low, high;
+} Sums;
+typedef union {
+    Octets all;
+    __m256i half[2];
+} Halved;
+
+INLINE Sums sums_of(int32_t first)
+{
+    return (Sums){_mm256_set1_epi32(first), _mm256_set1_epi32(first)};
+}
+
+/* Pairs of products fit into 16 bits: at most 2 * 15 * 127, or 2 * 127 * 127. */
+INLINE __m256i add_half(__m256i sums, __m256i w, __m256i x)
+{
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+
+INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
+{
+    const Halved halved = {w};
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    const __m256i all = _mm256_set1_epi32(four);
+    return (Sums){add_half(sums.low, halved.half[0], all), add_half(sums.high, halved.half[1], all)};
+}
+
+INLINE Octets as_bytes(Octets w)
+{
+    return w;
+}
+
+INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
+{
+    const Halved halved = {w};
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    const __m256i all = _mm256_set1_epi32(four), size = _mm256_abs_epi8(all);
+    return (Sums){add_half(sums.low, size, _mm256_sign_epi8(halved.half[0], all)),
+                  add_half(sums.high, size, _mm256_sign_epi8(halved.half[1], all))};
+}
+
+INLINE Floats as_floats(Sums sums)
+{
+    const __m256 low = _mm256_cvtepi32_ps(sums.low), high = _mm256_cvtepi32_ps(sums.high);
+    Floats x;
+    memcpy(&x, &low, sizeof low);
+    memcpy((char *)&x + sizeof low, &high, sizeof high);
+    return x;
+}
+#else
+#define OFFSET 0
+#define MOST 1
+typedef Ints Sums;
+
+INLINE Sums sums_of(int32_t first)
+{
+    return (Ints){} + first;
+}
+
+INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
+{
+    for (int j = 0; j < 4; j++) /* byte j of each lane */
+        sums += (Ints)((Words)w >> 8 * j & 0xff) * x[j];
+    return sums;
+}
+
+INLINE Octets as_bytes(Octets w)
+{
+    return w;
+}
+
+INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
+{
+    for (int j = 0; j < 4; j++)
+        sums += ((Ints)((Words)w << (24 - 8 * j)) >> 24) * x[j];
+    return sums;
+}
+
+INLINE Floats as_floats(Sums sums)
+{
+    return __builtin_convertvector(sums, Floats);
+}
+#endif
+
+/* ---- tokens: rounded to 8 bits ---- */
+
+/* Where the rounded tokens are, in `room`: 8-bit numbers, then a scale and a first sum of each group. */
+INLINE int8_t *rounded(const Packed *p, long m)
+{
+    return (int8_t *)p->room + m * p->groups * p->group;
+}
+
+INLINE float *token_scales(const Packed *p, long m)
+{
+    return (float *)((int8_t *)p->room + p->m * p->groups * p->group) + m * p->groups;
+}
+
+/* What makes up for weights that are kept without a sign. */
+INLINE int32_t *first_sums(const Packed *p, long m)
+{
+    return (int32_t *)token_scales(p, p->m) + m * p->groups;
+}
+
+/* Each number x of a group becomes round(x / scale), scale = its largest magnitude / 127. Where one is not finite the
+   scale is NaN, and with it every output of the token. */
+INLINE void round_group(const float *x, long group, int32_t offset, int8_t *q, float *scale, int32_t *first)
+{
+    const float magic = 12582912; /* 1.5 * 2^23: behind it a float has room for whole numbers alone, rounded to even */
+    Words largest = {};
+    Ints sums = {};
+    uint32_t bits = 0;
+    float most;
+    int32_t sum = 0;
+    for (long i = 0; i < group; i += LANES) { /* magnitudes are in order as bits, inf and NaN above all */
+        const Words size = (Words)load_fp32(x + i) & 0x7fffffff, larger = (Words)(size > largest);
+        largest = (size & larger) | (largest & ~larger);
+    }
+    for (int i = 0; i < LANES; i++)
+        bits = largest[i] > bits ? largest[i] : bits;
+    memcpy(&most, &bits, sizeof most);
+    *scale = bits >= 0x7f800000 ? __builtin_nanf("") : most / 127;
+    const Floats inverse = all(most > 1e-30f && bits < 0x7f800000 ? 127 / most : 0);
+    for (long i = 0; i < group; i += LANES) {
+        const Floats x_i = load_fp32(x + i), kept = bits < 0x7f800000 ? x_i : all(0);
+        const Ints whole = (Ints)(kept * inverse + magic) - 0x4b400000;
+        const Signed narrow = __builtin_convertvector(whole, Signed);
+        memcpy(q + i, &narrow, sizeof narrow);
+        sums += whole;
+    }
+    for (int i = 0; i < LANES; i++)
+        sum += sums[i];
+    *first = -offset * sum;
+}
+
+static void round_tokens(const Packed *p, long m0, long m1)
+{
+    const int32_t offset = p->bits == 8 ? OFFSET : 8;
+    float x[MOST_GROUP];
+    for (long m = m0; m < m1; m++)
+        for (long g = 0; g < p->groups; g++) {
+            const long begin = g * p->group, here = least(p->k - begin, p->group);
+            for (long i = here; i < p->group; i++)
+                x[i] = 0;
+            if (p->dtype == BF16)
+                for (long i = 0; i < here; i++)
+                    x[i] = one_bf16((const uint16_t *)p->x + m * p->k + begin + i);
+            else
+                memcpy(x, (const float *)p->x + m * p->k + begin, here * sizeof *x);
+            round_group(x, p->group, offset, rounded(p, m) + begin, token_scales(p, m) + g, first_sums(p, m) + g);
+        }
+}
+
+/* ---- a panel and some tokens ---- */
+
+INLINE void store_panel(const Packed *p, long n, long m, Floats y)
+{
+    const long here = least(p->n - n, PANEL);
+    if (p->dtype == FP32) {
+        float bias[PANEL] = {0}, out[PANEL];
+        if (p->bias)
+            memcpy(bias, (const float *)p->bias + n, here * sizeof *bias);
+        store_fp32(out, y + load_fp32(bias));
+        memcpy((float *)p->y + m * p->n + n, out, here * sizeof *out);
+    } else {
+        uint16_t bias[PANEL] = {0}, out[PANEL];
+        if (p->bias)
+            memcpy(bias, (const uint16_t *)p->bias + n, here * sizeof *bias);
+        store_bf16(out, y + load_bf16(bias));
+        memcpy((uint16_t *)p->y + m * p->n + n, out, here * sizeof *out);
+    }
+}
+
+/* 16 scales in fp32, then blocks of 16 outputs by 4 inputs. */
+INLINE void panel8(const Packed *p, const uint8_t *panel, long n, long m, const int tokens)
+{
+    const uint8_t *w = panel + 4 * PANEL;
+    const long size = p->groups * p->group;
+    const int8_t *x = rounded(p, m);
+    Floats y[MOST];
+    UNROLL for (int c = 0; c < tokens; c++)
+        y[c] = all(0);
+    for (long g = 0; g < p->groups; g++) {
+        Sums sums[MOST];
+        UNROLL for (int c = 0; c < tokens; c++)
+            sums[c] = sums_of(first_sums(p, m + c)[g]);
+        for (long i = 0; i < p->group; i += 4, w += sizeof(Octets), x += 4) {
+            Octets block;
+            memcpy(&block, w, sizeof block);
+            block = as_bytes(block);
+            __builtin_prefetch(w + AHEAD);
+            UNROLL for (int c = 0; c < tokens; c++)
+                sums[c] = add_bytes(sums[c], block, x + c * size);
+        }
+        UNROLL for (int c = 0; c < tokens; c++)
+            y[c] += as_floats(sums[c]) * token_scales(p, m + c)[g];
+    }
+    UNROLL for (int c = 0; c < tokens; c++)
+        store_panel(p, n, m + c, y[c] * load_fp32((const float *)panel));
+}
+
+/* Of each group 16 scales in bf16, then blocks of 16 outputs by 8 inputs: four in low halves of bytes, four in high. */
+INLINE void panel4(const Packed *p, const uint8_t *panel, long n, long m, const int tokens)
+{
+    const uint8_t *w = panel;
+    const long size = p->groups * p->group;
+    const int8_t *x = rounded(p, m);
+    Floats y[MOST];
+    UNROLL for (int c = 0; c < tokens; c++)
+        y[c] = all(0);
+    for (long g = 0; g < p->groups; g++) {
+        const Floats scales = load_bf16((const uint16_t *)w);
+        Sums sums[MOST];
+        UNROLL for (int c = 0; c < tokens; c++)
+            sums[c] = sums_of(first_sums(p, m + c)[g]);
+        w += 2 * PANEL;
+        for (long i = 0; i < p->group; i += 8, w += sizeof(Octets), x += 8) {
+            Octets block;
+            memcpy(&block, w, sizeof block);
+            const Octets low = block & 15, high = (Octets)((Pairs)block >> 4) & 15;
+            __builtin_prefetch(w + AHEAD);
+            UNROLL for (int c = 0; c < tokens; c++)
+                sums[c] = add_nibbles(add_nibbles(sums[c], low, x + c * size), high, x + c * size + 4);
+        }
+        UNROLL for (int c = 0; c < tokens; c++)
+            y[c] += as_floats(sums[c]) * (scales * token_scales(p, m + c)[g]);
+    }
+    UNROLL for (int c = 0; c < tokens; c++)
+        store_panel(p, n, m + c, y[c]);
+}
+
+#define PANELS(name, panel)                                                                                            \
+    static void name(const Packed *p, long n0, long n1, long m0, long m1)                                              \
+    {                                                                                                                  \
+        for (long n = n0; n < n1; n += PANEL) {                                                                        \
+            const uint8_t *w = (const uint8_t *)p->weight + n / PANEL * p->stride;                                     \
+            long m = m0;                                                                                               \
+            for (; m + MOST <= m1; m += MOST)                                                                          \
+                panel(p, w, n, m, MOST);                                                                               \
+            for (; MOST > 4 && m + 4 <= m1; m += 4)                                                                    \
+                panel(p, w, n, m, 4);                                                                                  \
+            for (; MOST > 2 && m + 2 <= m1; m += 2)                                                                    \
+                panel(p, w, n, m, 2);                                                                                  \
+            for (; m < m1; m++)                                                                                        \
+                panel(p, w, n, m, 1);                                                                                  \
+        }                                                                                                              \
+    }
+
+PANELS(packed8, panel8)
+PANELS(packed4, panel4)
