@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bloomery.model.attention import Angles, Attend, Attention
 from bloomery.model.config import DecoderConfig, RotaryConfig
+from bloomery.model.linear import Linear
 from bloomery.model.mlp import Experts, Mlp
 from bloomery.ops.position import AttentionRule, alibi_slopes, rotary_frequencies, scale_by_wavelength
 
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config.rotary) if config.rotary is not None else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = _norm(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
             self.head.weight = self.embed.tokens.weight
 

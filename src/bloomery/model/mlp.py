@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bloomery.model.config import DecoderConfig
+from bloomery.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
@@ -22,10 +23,10 @@ class Mlp(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        inward = partial(nn.Linear, config.hidden_size, config.ffn_size, bias=config.mlp_bias)
+        inward = partial(Linear, config.hidden_size, config.ffn_size, bias=config.mlp_bias)
         self.gate = inward() if config.gated_mlp else None
         self.up = inward()
-        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
+        self.down = Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, E) -> (N, E)
@@ -40,7 +41,7 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.per_token = config.experts_per_token
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.router = Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(Mlp(config) for _ in range(config.num_experts))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, E) -> (N, E)

@@ -25,7 +25,8 @@ def llm(folder):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # In float64: that its fp32 rounds as ours does would be chance.
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
 
 
 def prompts(llm):
@@ -111,7 +112,7 @@ SAMPLED = [
 
 
 @pytest.mark.parametrize("options", SAMPLED, ids="-".join)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_beam_sampling_equals_transformers_where_the_same_numbers_are_drawn(llm, model, monkeypatch, options, seed):
     together = llm.generate(prompts(llm), SamplingParams(max_new_tokens=20, seed=seed, **options))
     count = options.get("num_return_sequences", 1)
@@ -122,7 +123,9 @@ def test_beam_sampling_equals_transformers_where_the_same_numbers_are_drawn(llm,
             left, place, chosen = odds.double().clone(), next(places), []
             for n in range(num_samples):
                 cdf = left.cumsum(-1)
-                chosen.append(torch.searchsorted(cdf, uniform(seed, place, n) * cdf[:, -1:], right=True))
+                drawn = uniform(seed, place, n) * cdf[:, -1:]
+                assert (cdf - drawn).abs().min() > 1e-7, "rounding decides this draw: take another seed"
+                chosen.append(torch.searchsorted(cdf, drawn, right=True))
                 left.scatter_(1, chosen[-1], 0.0)
             return torch.cat(chosen, 1)
 
