@@ -9,6 +9,7 @@ from bloomery.model.cache import CausalAttention, KVCache
 from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.size import weights_read
+from bloomery.ops.activation import activate
 from bloomery.ops.attention import BLOCK
 
 LEARNED = DecoderConfig(
@@ -87,7 +88,7 @@ def test_every_field_of_the_config_shapes_the_decoder() -> None:
     assert block.attn.qkv.weight.shape == (36, 12)
     assert block.mlp.up.weight.shape == (20, 12)
     assert {module.eps for module in decoder.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-3}
-    assert block.mlp.activation(torch.tensor(-1.0)) == 0
+    assert activate(torch.tensor(-1.0), block.mlp.activation) == 0
 
 
 def test_every_new_field_shapes_the_decoder() -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from bloomery.families import FAMILIES, reorders
 from bloomery.families.llama import LLAMA
 from bloomery.model import attention, cache, decoder, mlp
+from bloomery.ops import activation
 from bloomery.ops import attention as ops
 from bloomery.ops.position import AttentionRule
 from drive import Row, assert_parity, blocks_for, chunked, load, new_cache
@@ -123,11 +124,11 @@ def norm_eps_not_read(patch: Patch) -> None:
 
 
 def gelu_exact(patch: Patch) -> None:
-    patch.setitem(mlp.ACTIVATIONS, "gelu_tanh", functional.gelu)
+    patch.setitem(activation._NUMBERS, "gelu_tanh", activation._NUMBERS["gelu"])
 
 
 def gelu_tanh(patch: Patch) -> None:
-    patch.setitem(mlp.ACTIVATIONS, "gelu", partial(functional.gelu, approximate="tanh"))
+    patch.setitem(activation._NUMBERS, "gelu", activation._NUMBERS["gelu_tanh"])
 
 
 def qkv_not_regrouped(patch: Patch) -> None:
@@ -228,14 +229,14 @@ def alibi_not_rounded(patch: Patch) -> None:
 
 
 def mean_subtracted(patch: Patch) -> None:
-    forward = torch.nn.RMSNorm.forward
-    patch.setattr(torch.nn.RMSNorm, "forward", lambda self, x: forward(self, x - x.mean(-1, keepdim=True)))
+    forward = decoder.RMSNorm.forward
+    patch.setattr(decoder.RMSNorm, "forward", lambda self, x: forward(self, x - x.mean(-1, keepdim=True)))
 
 
 def gate_and_up_swapped(patch: Patch) -> None:
     def forward(self: mlp.Mlp, x: Tensor) -> Tensor:
         assert self.gate is not None
-        return self.down(self.activation(self.up(x)) * self.gate(x))
+        return self.down(mlp.activate(self.up(x), self.activation, times=self.gate(x)))
 
     patch.setattr(mlp.Mlp, "forward", forward)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from bloomery.model.config import DecoderConfig
-from bloomery.model.linear import Linear
+from bloomery.model.layers import Linear
 from bloomery.ops.position import rotate
 
 
@@ -33,9 +33,7 @@ class Attention(nn.Module):
         # Rows of the fused projection: for each head of keys and values its queries, its key, its value.
         self.groups = (config.num_kv_heads, config.num_heads // config.num_kv_heads + 2, config.head_dim)  # (K, G+2, D)
         width = config.num_heads * config.head_dim
-        self.qkv = Linear(
-            config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.attn_bias
-        )
+        self.qkv = Linear(config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.attn_bias)
         self.out = Linear(width, config.hidden_size, bias=config.attn_bias)
 
     def forward(self, x: Tensor, angles: Angles | None, attend: Attend) -> Tensor:  # (N, E) -> (N, E)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bloomery.model.attention import Angles, Attend, Attention
 from bloomery.model.config import DecoderConfig, RotaryConfig
-from bloomery.model.linear import Linear
+from bloomery.model.layers import LayerNorm, Linear, RMSNorm
 from bloomery.model.mlp import Experts, Mlp
+from bloomery.ops.activation import add
 from bloomery.ops.position import AttentionRule, alibi_slopes, rotary_frequencies, scale_by_wavelength
 
 
@@ -25,7 +26,7 @@ class Embedding(nn.Module):
         self.tokens = _table(config.vocab_size, config.hidden_size)
         learned = config.positions == "learned"
         self.positions = _table(config.max_seq_len, config.hidden_size) if learned else None
-        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps) if config.embed_norm else None
+        self.norm = LayerNorm(config.hidden_size, config.norm_eps) if config.embed_norm else None
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:  # (N,), (N,) -> (N, E)
         return self.place(self.tokens(ids), positions)
@@ -41,8 +42,8 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 
-def _norm(config: DecoderConfig) -> nn.LayerNorm | nn.RMSNorm:
-    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+def _norm(config: DecoderConfig) -> LayerNorm | RMSNorm:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
     return kind(config.hidden_size, eps=config.norm_eps)
 
 
@@ -88,9 +89,9 @@ class Block(nn.Module):
         normed = self.norm1(x)
         attended = self.attn(normed, angles, attend)
         if self.residual == "sequential":
-            x = x + attended
-            return x + self.mlp(self.norm2(x))
-        return x + attended + self.mlp(self.norm2(x if self.residual == "parallel" else normed))
+            x = add(x, attended)
+            return add(x, self.mlp(self.norm2(x)))
+        return add(add(x, attended), self.mlp(self.norm2(x if self.residual == "parallel" else normed)))
 
 
 class Decoder(nn.Module):

@@ -1,21 +1,13 @@
 """The feed-forward half of a block: one, or several experts of which each token takes a few."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bloomery.model.config import DecoderConfig
-from bloomery.model.linear import Linear
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
+from bloomery.model.layers import Linear
+from bloomery.ops.activation import activate
 
 
 class Mlp(nn.Module):
@@ -27,12 +19,12 @@ class Mlp(nn.Module):
         self.gate = inward() if config.gated_mlp else None
         self.up = inward()
         self.down = Linear(config.ffn_size, config.hidden_size, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:  # (N, E) -> (N, E)
         if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+            return self.down(activate(self.up(x), self.activation))
+        return self.down(activate(self.gate(x), self.activation, times=self.up(x)))
 
 
 class Experts(nn.Module):

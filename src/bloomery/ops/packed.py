@@ -34,7 +34,8 @@ def packed_linear(
 def _packed_linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, inputs: int, bits: int, group: int
 ) -> Tensor:
-    assert packed.is_contiguous() and (bias is None or bias.dtype == x.dtype)
+    assert packed.is_contiguous(), "weights are read as they lie"
+    assert bias is None or bias.dtype == x.dtype
     x = x.contiguous()
     groups = -(-inputs // group)
     tokens = x.numel() // inputs
@@ -46,7 +47,7 @@ def _packed_linear(
     return out
 
 
-@torch.library.register_fake("bloomery::packed_linear", lib=_OPS)
+@torch.library.register_fake("bloomery::packed_linear", lib=_OPS)  # type: ignore[untyped-decorator]
 def _packed_linear_shape(
     x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, inputs: int, bits: int, group: int
 ) -> Tensor:

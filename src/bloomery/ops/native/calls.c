@@ -5,6 +5,7 @@
 
 #define PART_BYTES 65536 /* of weights: what a thread takes at a time */
 #define PART_TOKENS 128
+#define PART_NUMBERS 16384 /* of what each number is on its own */
 
 static const Kernels *kernels(int64_t level)
 {
@@ -78,4 +79,30 @@ void bloomery_packed(const Packed *p)
     const Grid grid = grid_of(p, p->level, 16 * (PART_BYTES / (p->stride + 1) + 1), p->m);
     bloomery_share(round_part, &tokens, count(p->m, tokens.wide), p->threads);
     bloomery_share(packed_part, &grid, count(p->n, grid.wide) * grid.splits, p->threads);
+}
+
+static void norm_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Norm *c = grid->call;
+    grid->kernels->norm(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+}
+
+void bloomery_norm(const Norm *c)
+{
+    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->width + 1) + 1, 0);
+    bloomery_share(norm_part, &grid, count(c->m, grid.wide), c->threads);
+}
+
+static void each_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Each *c = grid->call;
+    grid->kernels->each(c, part * PART_NUMBERS, least((part + 1) * PART_NUMBERS, c->count));
+}
+
+void bloomery_each(const Each *c)
+{
+    const Grid grid = grid_of(c, c->level, PART_NUMBERS, 0);
+    bloomery_share(each_part, &grid, count(c->count, PART_NUMBERS), c->threads);
 }

@@ -36,12 +36,38 @@ typedef struct {
     int64_t level, threads;
 } Packed;
 
+/* x, less its mean where it is `centred`, over its root mean square; times weight, plus bias. */
+typedef struct {
+    const void *x;      /* (m, width) */
+    const void *weight; /* (width) */
+    const void *bias;   /* (width), or NULL */
+    void *y;            /* (m, width) */
+    int64_t m, width, centred;
+    double epsilon;
+    int64_t dtype; /* of all of them */
+    int64_t level, threads;
+} Norm;
+
+/* In the order of `ACTIVATIONS` in ops/activation.py. */
+enum { NONE, GELU, GELU_TANH, SILU, RELU };
+
+/* activation(x) * times + plus, number by number. */
+typedef struct {
+    const void *x, *times, *plus; /* (count); the last two may be NULL */
+    void *y;                      /* (count) */
+    int64_t count, activation;
+    int64_t dtype; /* of all of them */
+    int64_t level, threads;
+} Each;
+
 /* One level's kernels. Each computes a part: outputs n0 … n1 of tokens m0 … m1. */
 typedef struct {
     void (*linear[DTYPES])(const Linear *l, long n0, long n1, long m0, long m1);
     void (*round_tokens)(const Packed *p, long m0, long m1);
     void (*packed8)(const Packed *p, long n0, long n1, long m0, long m1); /* whole panels */
     void (*packed4)(const Packed *p, long n0, long n1, long m0, long m1);
+    void (*norm)(const Norm *c, long m0, long m1);
+    void (*each)(const Each *c, long begin, long end);
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;

@@ -41,10 +41,13 @@
 #include "linear_rows.h"
 
 #include "linear_packed.h"
+#include "rows.h"
 
 const Kernels KERNELS = {
     .linear = {[FP32] = linear_fp32, [BF16] = linear_bf16},
     .round_tokens = round_tokens,
     .packed8 = packed8,
     .packed4 = packed4,
+    .norm = norm,
+    .each = each,
 };

@@ -1,0 +1,99 @@
+"""Native norms, activations and sums against float64, at every level of instructions."""
+
+import struct
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bloomery.ops import native
+from bloomery.ops.activation import _NUMBERS, ACTIVATIONS, activate, add
+from bloomery.ops.native.calls import DTYPES, address, call
+from bloomery.ops.norm import layer_norm, rms_norm
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the library was not built")
+LEVELS = range(native.level() + 1 if native.library() else 0)
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
+NOT_FINITE = [torch.nan, torch.inf, -torch.inf]
+levels = pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def make(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 1).to(dtype)
+
+
+def norm_at(x: Tensor, weight: Tensor, bias: Tensor | None, level: int, *, centred: bool) -> Tensor:
+    out = torch.full_like(x, torch.nan)
+    (epsilon,) = struct.unpack("q", struct.pack("d", 1e-5))
+    addresses = address(x), address(weight), address(bias), address(out)
+    call("norm", *addresses, *x.shape, centred, epsilon, DTYPES[x.dtype], level=level)
+    return out
+
+
+@levels
+@dtypes
+@pytest.mark.parametrize("shape", [(3, 7), (1, 1), (5, 64), (40, 1000), (2, 17), (0, 8)], ids=str)
+def test_norms_equal_float64(shape, dtype, level):
+    x, weight, bias = make(*shape, dtype=dtype), make(shape[1], dtype=dtype), make(shape[1], dtype=dtype, seed=1)
+    exact = functional.layer_norm(x.double(), shape[1:], weight.double(), bias.double(), 1e-5)
+    close = {"rtol": ROUNDING[dtype], "atol": 4 * ROUNDING[dtype]}
+    torch.testing.assert_close(norm_at(x, weight, bias, level, centred=True).double(), exact, **close)
+    exact = functional.rms_norm(x.double(), shape[1:], weight.double(), 1e-5)
+    torch.testing.assert_close(norm_at(x, weight, None, level, centred=False).double(), exact, **close)
+
+
+@levels
+def test_a_norm_keeps_small_differences_of_large_numbers(level):
+    """What lies in lanes beyond the end of a row must not be counted, not even to be subtracted again."""
+    x = 1000 + torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]) / 64
+    one = torch.ones(17)
+    exact = functional.layer_norm(x.double(), (17,), one.double(), None, 1e-5)
+    torch.testing.assert_close(norm_at(x, one, None, level, centred=True).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone():
+    x, weight = make(5, 20, dtype=torch.float32), make(20, dtype=torch.float32)
+    with torch.inference_mode():
+        good = layer_norm(x, weight, weight, 1e-5), rms_norm(x, weight, 1e-5)
+        x[1, 19], x[3, 0] = torch.nan, torch.inf
+        bad = layer_norm(x, weight, weight, 1e-5), rms_norm(x, weight, 1e-5)
+    for before, after in zip(good, bad, strict=True):
+        assert torch.equal(after[[0, 2, 4]], before[[0, 2, 4]])
+        assert after[1].isnan().all()
+        assert after[3].isnan().any()
+
+
+@levels
+@dtypes
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 40_001])
+def test_activations_equal_float64(count, name, dtype, level):
+    x = torch.linspace(-12, 12, count).to(dtype)
+    x[-3:] = torch.tensor(NOT_FINITE[: len(x[-3:])])
+    times, plus, out = make(count, dtype=dtype), make(count, dtype=dtype, seed=1), torch.full_like(x, 7)
+    addresses = address(x), address(times), address(plus), address(out)
+    call("each", *addresses, count, _NUMBERS[name], DTYPES[dtype], level=level)
+    exact = ACTIVATIONS[name](x.double()) * times.double() + plus.double()
+    size = exact.abs() + (times.double() * x.double()).abs() + plus.double().abs()
+    finite = exact.isfinite()
+    assert ((out - exact).abs() <= ROUNDING[dtype] * size + 1e-7)[finite].all()
+    assert torch.equal(out[~finite].isfinite(), exact[~finite].isfinite())
+
+
+def test_tails_of_activations_go_to_zero_and_not_beyond():
+    x = torch.tensor([-20.0, -100.0, -1e30, 20.0, 100.0, 1e30])
+    with torch.inference_mode():
+        for name in ACTIVATIONS:
+            out = activate(x, name)
+            assert (out[:3].abs() < 1e-6).all()
+            assert torch.equal(out[3:], x[3:])
+
+
+@dtypes
+def test_parts_that_do_not_lie_together_are_taken_as_they_are(dtype):
+    x, y = make(6, 10, dtype=dtype), make(10, 6, dtype=dtype, seed=1)
+    with torch.inference_mode():
+        assert torch.equal(add(x, y.T), x + y.T)
+        assert torch.equal(activate(x[:, ::2], "relu", times=y.T[:, ::2]), (x.relu() * y.T)[:, ::2])
