@@ -13,7 +13,7 @@ TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(HAS_GPU),,https://d
 HAS_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check clean
+.PHONY: help setup run test test-all check check-native clean
 
 help:
 	@echo "make run       install into $(VENV) and generate a text with the built-in model"
@@ -21,6 +21,7 @@ help:
 	@echo "make test      the tests that take seconds"
 	@echo "make test-all  every test that needs no GPU"
 	@echo "make check     style, types, architecture and make test: what CI runs"
+	@echo "make check-native  the kernels' tests, with every access and every sum watched (needs gcc)"
 	@echo "make clean     remove what the build and the tools made; $(VENV) keeps its downloads"
 
 setup: $(VENV)/.run
@@ -40,6 +41,19 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest -m "not slow and not gpu"
+
+# The library is built once more, in a copy of the tree, with AddressSanitizer and UndefinedBehaviorSanitizer.
+WATCHED := build/watched
+check-native: $(VENV)/.dev
+	rm -rf $(WATCHED)
+	mkdir -p $(WATCHED)
+	cp -r src setup.py pyproject.toml $(WATCHED)
+	rm -f $(WATCHED)/$(LIBRARY)
+	cd $(WATCHED) && CFLAGS="-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
+		$(CURDIR)/$(VENV)/bin/python setup.py --quiet build_ext --inplace
+	test -f $(WATCHED)/$(LIBRARY)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=$(CURDIR)/$(WATCHED)/src $(VENV)/bin/pytest -p no:cacheprovider tests/ops/native
 
 # Without the stamps the next install builds the library again.
 clean:

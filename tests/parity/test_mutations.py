@@ -172,6 +172,7 @@ def positions_of_angles_off_by_one(patch: Patch) -> None:
 def rotary_pairs_side_by_side(patch: Patch) -> None:
     def interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         count = 2 * cos.shape[-1]
+        x, cos, sin = x.flatten(1, 2), cos[:, None], sin[:, None]
         even, odd, rest = x[..., 0:count:2], x[..., 1:count:2], x[..., count:]
         return torch.cat((torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2), rest), -1)
 
@@ -180,7 +181,7 @@ def rotary_pairs_side_by_side(patch: Patch) -> None:
 
 def only_queries_turned(patch: Patch) -> None:
     rotate, calls = attention.rotate, iter(range(10**9))
-    patch.setattr(attention, "rotate", lambda x, *angles: x if next(calls) % 2 else rotate(x, *angles))
+    patch.setattr(attention, "rotate", lambda x, *angles: x.flatten(1, 2) if next(calls) % 2 else rotate(x, *angles))
 
 
 def frequencies_rounded_to_bf16(patch: Patch) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bloomery.model.config import DecoderConfig
 from bloomery.model.layers import Linear
-from bloomery.ops.position import rotate
+from bloomery.ops.rotary import rotate
 
 
 class Attend(Protocol):
@@ -18,7 +18,7 @@ class Attend(Protocol):
 
 
 class Angles(NamedTuple):
-    """How far each token's queries and keys are turned, the same in all layers: (N, 1, half) each."""
+    """How far each token's queries and keys are turned, the same in all layers: (N, half) fp32 each."""
 
     cos: Tensor
     sin: Tensor
@@ -40,7 +40,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, self.groups)
         # Split, not sliced: the gradients of three slices would each be a tensor of all, zeroed and added.
         query, key, value = qkv.split((self.groups[1] - 2, 1, 1), dim=-2)
-        query, key, value = query.flatten(-3, -2), key.squeeze(-2), value.squeeze(-2)
-        if angles is not None:
+        if angles is None:
+            query, key = query.flatten(-3, -2), key.flatten(-3, -2)
+        else:
             query, key = rotate(query, *angles), rotate(key, *angles)
-        return self.out(attend(self.layer, query, key, value).flatten(-2))
+        return self.out(attend(self.layer, query, key, value.flatten(-3, -2)).flatten(-2))

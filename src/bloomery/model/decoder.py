@@ -15,7 +15,9 @@ from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.layers import LayerNorm, Linear, RMSNorm
 from bloomery.model.mlp import Experts, Mlp
 from bloomery.ops.activation import add
+from bloomery.ops.embedding import embed
 from bloomery.ops.position import AttentionRule, alibi_slopes, rotary_frequencies, scale_by_wavelength
+from bloomery.ops.rotary import rotary_angles
 
 
 class Embedding(nn.Module):
@@ -29,11 +31,11 @@ class Embedding(nn.Module):
         self.norm = LayerNorm(config.hidden_size, config.norm_eps) if config.embed_norm else None
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:  # (N,), (N,) -> (N, E)
-        return self.place(self.tokens(ids), positions)
+        return self.place(embed(ids, self.tokens.weight), positions)
 
     def place(self, vectors: Tensor, positions: Tensor) -> Tensor:  # (N, E), (N,) -> (N, E)
         """What becomes of token vectors, or of what stands in their place."""
-        x = vectors if self.positions is None else vectors + self.positions(positions)
+        x = vectors if self.positions is None else embed(positions, self.positions.weight, plus=vectors)
         return x if self.norm is None else self.norm(x)
 
 
@@ -69,9 +71,8 @@ class Rotary(nn.Module):
         self.frequencies = self._frequencies(fn(self.frequencies).device)  # a change of dtype must not round them
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Angles:  # (N,)
-        turned = (positions[:, None].float() * self.frequencies)[:, None]
-        return Angles(turned.cos().to(dtype), turned.sin().to(dtype))
+    def forward(self, positions: Tensor, x: Tensor) -> Angles:  # (N,), (N, E)
+        return Angles(*rotary_angles(positions, self.frequencies, x))
 
 
 class Block(nn.Module):
@@ -121,10 +122,10 @@ class Decoder(nn.Module):
 
     def from_vectors(self, x: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         """As `forward`, from what the embedding gives: (N, E) -> (W, E)."""
-        angles = None if self.rotary is None else self.rotary(positions, x.dtype)
+        angles = None if self.rotary is None else self.rotary(positions, x)
         for block in self.blocks:
             x = block(x, angles, attend)
-        return self.norm(x if wanted is None else x[wanted])
+        return self.norm(x if wanted is None else embed(wanted, x))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(W, E) -> (W, V) in fp32. Apart from `forward`, so that nobody needs a full [T, V] tensor."""

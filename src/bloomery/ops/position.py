@@ -1,4 +1,4 @@
-"""Where a token stands: ALiBi slopes, biases of attention scores, rotary angles. Knows no module and no configuration.
+"""Where a token stands: ALiBi slopes, biases of scores, rotary frequencies. Knows no module and no configuration.
 
 Letters: N flat tokens, R rows, T queries of a row, S keys, H heads of queries, K heads of keys and values, each of
 which G = H / K heads of queries share, D head size.
@@ -82,15 +82,3 @@ def scale_by_wavelength(frequencies: Tensor, factor: float, low: float, high: fl
     blend = (turns - low) / (high - low)
     blended = (1 - blend) * frequencies / factor + blend * frequencies
     return torch.where(turns < low, frequencies / factor, torch.where(turns > high, frequencies, blended))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first dimensions of each head by its token's angles; dimension i pairs with i + half.
-
-    Args:
-        x: (N, H, D).
-        cos, sin: (N, 1, half), in x's dtype.
-    """
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

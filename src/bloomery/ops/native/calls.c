@@ -3,6 +3,9 @@
 #include "kernels.h"
 #include "pool.h"
 
+#include <math.h>
+#include <string.h>
+
 #define PART_BYTES 65536 /* of weights: what a thread takes at a time */
 #define PART_TOKENS 128
 #define PART_NUMBERS 16384 /* of what each number is on its own */
@@ -105,4 +108,51 @@ void bloomery_each(const Each *c)
 {
     const Grid grid = grid_of(c, c->level, PART_NUMBERS, 0);
     bloomery_share(each_part, &grid, count(c->count, PART_NUMBERS), c->threads);
+}
+
+static void gather_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Gather *c = grid->call;
+    grid->kernels->gather(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+}
+
+void bloomery_gather(const Gather *c)
+{
+    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->width + 1) + 1, 0);
+    bloomery_share(gather_part, &grid, count(c->m, grid.wide), c->threads);
+}
+
+static void rotate_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Rotate *c = grid->call;
+    grid->kernels->rotate(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+}
+
+void bloomery_rotate(const Rotate *c)
+{
+    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->heads * c->size + 1) + 1, 0);
+    bloomery_share(rotate_part, &grid, count(c->m, grid.wide), c->threads);
+}
+
+static float to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Few enough for one thread. The angle is rounded to fp32, as everyone has it; then nothing is until the end. */
+void bloomery_angles(const Angles *c)
+{
+    for (long m = 0; m < c->m; m++)
+        for (long i = 0; i < c->half; i++) {
+            const float angle = (float)c->places[m] * c->frequencies[i];
+            const float cosine = (float)cos(angle), sine = (float)sin(angle);
+            c->cosine[m * c->half + i] = c->rounded ? to_bf16(cosine) : cosine;
+            c->sine[m * c->half + i] = c->rounded ? to_bf16(sine) : sine;
+        }
 }

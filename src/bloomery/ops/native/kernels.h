@@ -60,6 +60,38 @@ typedef struct {
     int64_t level, threads;
 } Each;
 
+/* Rows places[m] of a table, plus row m of another; NaN where the table has no such row. */
+typedef struct {
+    const void *table;     /* (rows, width) */
+    const int64_t *places; /* (m) */
+    const void *plus;      /* (m, width), or NULL */
+    void *y;               /* (m, width) */
+    int64_t m, width, rows;
+    int64_t dtype; /* of tables and rows */
+    int64_t level, threads;
+} Gather;
+
+/* The first 2 * half numbers of each head, turned by its token's angles; number i pairs with i + half. Head h of token
+   m begins at m * token_stride + h / shared * group_stride + h % shared * size. */
+typedef struct {
+    const void *x;
+    const float *cosine, *sine; /* (m, half) */
+    void *y;                    /* (m, heads, size) */
+    int64_t m, heads, shared, size, half, token_stride, group_stride;
+    int64_t dtype; /* of x and y */
+    int64_t level, threads;
+} Rotate;
+
+/* Cosine and sine of place times frequency. */
+typedef struct {
+    const int64_t *places;    /* (m) */
+    const float *frequencies; /* (half) radians a place */
+    float *cosine, *sine;     /* (m, half) */
+    int64_t m, half;
+    int64_t rounded; /* to bf16 */
+    int64_t level, threads;
+} Angles;
+
 /* One level's kernels. Each computes a part: outputs n0 … n1 of tokens m0 … m1. */
 typedef struct {
     void (*linear[DTYPES])(const Linear *l, long n0, long n1, long m0, long m1);
@@ -68,6 +100,8 @@ typedef struct {
     void (*packed4)(const Packed *p, long n0, long n1, long m0, long m1);
     void (*norm)(const Norm *c, long m0, long m1);
     void (*each)(const Each *c, long begin, long end);
+    void (*gather)(const Gather *c, long m0, long m1);
+    void (*rotate)(const Rotate *c, long m0, long m1);
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;

@@ -50,4 +50,6 @@ const Kernels KERNELS = {
     .packed4 = packed4,
     .norm = norm,
     .each = each,
+    .gather = gather,
+    .rotate = rotate,
 };

@@ -143,3 +143,56 @@ static void each(const Each *c, long begin, long end)
     }
 #undef CASE
 }
+
+static void gather(const Gather *c, long m0, long m1)
+{
+    for (long m = m0; m < m1; m++)
+        for (long i = 0; i < c->width; i += LANES) {
+            const long left = c->width - i, place = c->places[m];
+            Floats y = all(__builtin_nanf(""));
+            if (place >= 0 && place < c->rows)
+                y = load_some(at(c->table, place * c->width, c->dtype), i, left, c->dtype);
+            if (c->plus)
+                y += load_some(at(c->plus, m * c->width, c->dtype), i, left, c->dtype);
+            store_some((void *)at(c->y, m * c->width, c->dtype), i, left, c->dtype, y);
+        }
+}
+
+INLINE float load_one(const void *p, long place, int64_t dtype)
+{
+    return dtype == FP32 ? ((const float *)p)[place] : one_bf16((const uint16_t *)p + place);
+}
+
+INLINE void store_one(void *p, long place, int64_t dtype, float x)
+{
+    if (dtype == FP32)
+        ((float *)p)[place] = x;
+    else
+        put_bf16((uint16_t *)p + place, x);
+}
+
+INLINE void rotate_token(const Rotate *c, long m, const int64_t dtype)
+{
+    const long half = c->half, size = c->size;
+    const float *cosine = c->cosine + m * half, *sine = c->sine + m * half;
+    for (long head = 0; head < c->heads; head++) {
+        const long from = m * c->token_stride + head / c->shared * c->group_stride + head % c->shared * size;
+        const long to = (m * c->heads + head) * size;
+        for (long i = 0; i < half; i++) {
+            const float a = load_one(c->x, from + i, dtype), b = load_one(c->x, from + half + i, dtype);
+            store_one(c->y, to + i, dtype, a * cosine[i] - b * sine[i]);
+            store_one(c->y, to + half + i, dtype, b * cosine[i] + a * sine[i]);
+        }
+        memcpy((void *)at(c->y, to + 2 * half, dtype), at(c->x, from + 2 * half, dtype),
+               (size - 2 * half) * (dtype == FP32 ? 4 : 2));
+    }
+}
+
+static void rotate(const Rotate *c, long m0, long m1)
+{
+    for (long m = m0; m < m1; m++)
+        if (c->dtype == FP32)
+            rotate_token(c, m, FP32);
+        else
+            rotate_token(c, m, BF16);
+}

@@ -9,8 +9,10 @@ from torch.nn import functional
 
 from bloomery.ops import native
 from bloomery.ops.activation import _NUMBERS, ACTIVATIONS, activate, add
+from bloomery.ops.embedding import embed
 from bloomery.ops.native.calls import DTYPES, address, call
 from bloomery.ops.norm import layer_norm, rms_norm
+from bloomery.ops.rotary import rotary_angles, rotate
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the library was not built")
 LEVELS = range(native.level() + 1 if native.library() else 0)
@@ -97,3 +99,35 @@ def test_parts_that_do_not_lie_together_are_taken_as_they_are(dtype):
     with torch.inference_mode():
         assert torch.equal(add(x, y.T), x + y.T)
         assert torch.equal(activate(x[:, ::2], "relu", times=y.T[:, ::2]), (x.relu() * y.T)[:, ::2])
+
+
+@dtypes
+@pytest.mark.parametrize("plus", [False, True])
+def test_rows_of_a_table_are_pytorchs(dtype, plus):
+    table, places = make(50, 37, dtype=dtype), torch.tensor([49, 0, 7, 7])
+    more = make(4, 37, dtype=dtype, seed=1) if plus else None
+    with torch.inference_mode():
+        out = embed(places, table, more)
+    assert torch.equal(out, embed(places, table, more))
+
+
+def test_a_row_that_is_not_there_is_nan():
+    """And nothing beyond the table is read."""
+    with torch.inference_mode():
+        out = embed(torch.tensor([0, -1, 5, 10**12]), torch.ones(5, 20))
+    assert torch.equal(out.isnan().any(1), torch.tensor([False, True, True, True]))
+
+
+@dtypes
+@pytest.mark.parametrize(("groups", "shared", "size", "half"), [(2, 3, 20, 8), (1, 4, 8, 4), (5, 1, 64, 32)])
+def test_heads_are_turned_as_by_pytorch(dtype, groups, shared, size, half):
+    fused = make(9, groups, shared + 2, size, dtype=dtype)
+    places, frequencies = torch.arange(1000, 1009), torch.logspace(0, -4, half)
+    like = torch.zeros(1, dtype=dtype)
+    angles = rotary_angles(places, frequencies, like)
+    for part in fused.split((shared, 1, 1), 2)[:2]:
+        exact = rotate(part.double(), *(x.double() for x in angles))
+        with torch.inference_mode():
+            ours = rotate(part, *rotary_angles(places, frequencies, like))
+        assert ((ours - exact).abs() <= ROUNDING[dtype] * (exact.abs() + 10)).all()
+        assert torch.equal(ours[..., 2 * half :], part.flatten(1, 2)[..., 2 * half :])
