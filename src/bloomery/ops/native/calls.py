@@ -19,13 +19,17 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def call(name: str, *fields: int) -> None:
+def call(name: str, *fields: int, level: int | None = None, threads: int | None = None) -> None:
     """Call kernel `name` with its fields in the order of its struct, and then its level and number of threads.
 
     Args:
         fields: numbers, and addresses of tensors, which the caller keeps alive.
+        level: of `native.LEVELS`, one that this processor has; None: the highest.
+        threads: None: as many as PyTorch's.
     """
-    _kernel(name)(struct.pack(f"{len(fields) + 2}q", *fields, native.level(), torch.get_num_threads()))
+    level = native.level() if level is None else level
+    threads = torch.get_num_threads() if threads is None else threads
+    _kernel(name)(struct.pack(f"{len(fields) + 2}q", *fields, level, threads))
 
 
 @cache
