@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import copy
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,15 +11,16 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
-from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
+from bloomery.ops.attention import BLOCK, Group, Span, attend_blocks, group_spans
+from bloomery.ops.attention_native import attend_natively, has_native, plan_step, runs_natively
 from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
 from bloomery.ops.position import AttentionRule
 
 
 def kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What keys and values are kept in: fp32 on a CPU, where attention of one bf16 query takes torch 8 times as long
-    as an fp32 one (docs/log.md); elsewhere what the model computes in."""
-    return torch.float32 if device.type == "cpu" else dtype
+    """What keys and values are kept in: what the model computes in; but fp32 on a CPU where our own kernel does not
+    run, since attention of one bf16 query takes torch 8 times as long as an fp32 one (docs/log.md)."""
+    return torch.float32 if device.type == "cpu" and not has_native(dtype, device) else dtype
 
 
 class Beginning(NamedTuple):
@@ -89,31 +91,43 @@ def _places(blocks: tuple[int, ...], start: int, length: int) -> list[int]:
 class CachedAttention:
     """`Attend` of one inference step: writes the new keys and values into their blocks, then attends to all.
 
+    By our own kernel where it runs and computes what `softmax` says, else by PyTorch's.
+
     Args:
-        softmax: what scores and softmax are computed in; None: as the fused kernel does, in fp32.
+        softmax: what scores and softmax are computed in; None: as a fused kernel does, in fp32.
     """
 
     def __init__(
         self, cache: KVCache, spans: list[Span], rule: AttentionRule, softmax: torch.dtype | None = None
     ) -> None:
         self.cache = cache
+        self.spans = spans
+        self.rule = rule
         self.softmax = softmax
-        device = cache.keys.device
-        # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
-        self.groups = group_spans(spans, rule, device, together=device.type != "cpu")
         places = []
         for span in spans:
             places += _places(span.blocks, span.start, span.length)
             if span.padding:
                 assert cache.scratch is not None
                 places += [cache.scratch * BLOCK] * span.padding
-        self.places = torch.tensor(places, device=device)  # (N,) where in the pool each new token is kept
+        self.places = torch.tensor(places, device=cache.keys.device)  # (N,) where in the pool each new token is kept
+        native = runs_natively(cache.keys) and softmax in (None, torch.float32)
+        self.plan = plan_step(spans, rule, cache.keys.shape[-2], torch.get_num_threads()) if native else None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
+        if self.plan is not None and runs_natively(query):
+            return attend_natively(self.plan, self.places, query, key, value, keys, values)
         keys.flatten(0, 1).index_copy_(0, self.places, key.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, self.places, value.to(values.dtype))
         return attend_blocks(query, keys, values, self.groups, self.softmax)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What all layers share that PyTorch computes."""
+        device = self.cache.keys.device
+        # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
+        return group_spans(self.spans, self.rule, device, together=device.type != "cpu")
 
 
 class CausalAttention:

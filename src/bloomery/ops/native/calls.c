@@ -9,6 +9,7 @@
 #define PART_BYTES 65536 /* of weights: what a thread takes at a time */
 #define PART_TOKENS 128
 #define PART_NUMBERS 16384 /* of what each number is on its own */
+#define KEPT_TOKENS 16 /* whose keys and values a thread keeps at a time */
 
 static const Kernels *kernels(int64_t level)
 {
@@ -155,4 +156,24 @@ void bloomery_angles(const Angles *c)
             c->cosine[m * c->half + i] = c->rounded ? to_bf16(cosine) : cosine;
             c->sine[m * c->half + i] = c->rounded ? to_bf16(sine) : sine;
         }
+}
+
+static void keep_part(const void *job, long part)
+{
+    const Attention *a = job;
+    const long n = part * KEPT_TOKENS;
+    kernels(a->level)->keep[a->kept_dtype](a, n, least(n + KEPT_TOKENS, a->tokens));
+}
+
+/* A tile and a head of keys. Neighbours read the same blocks. */
+static void attend_part(const void *job, long part)
+{
+    const Attention *a = job;
+    kernels(a->level)->attend[a->kept_dtype](a, a->tile + part / a->kv_heads, part % a->kv_heads);
+}
+
+void bloomery_attention(const Attention *a)
+{
+    bloomery_share(keep_part, a, (a->tokens + KEPT_TOKENS - 1) / KEPT_TOKENS, a->threads);
+    bloomery_share(attend_part, a, a->tiles * a->kv_heads, a->threads);
 }

@@ -92,6 +92,34 @@ typedef struct {
     int64_t level, threads;
 } Angles;
 
+#define BLOCK 64 /* positions of a block of keys and values */
+
+/* Some queries of one row: first … last of those that share one head of keys, token by token. */
+typedef struct {
+    int64_t token; /* the row's first */
+    int64_t start; /* its position */
+    int64_t first, last;
+    int64_t blocks; /* where in the table the row's blocks begin */
+} Tile;
+
+/* Attention of a step. Of its new keys and values each has a place in the blocks; strides are in numbers. */
+typedef struct {
+    const void *query;            /* (tokens, heads, size) */
+    const void *key, *value;      /* (tokens, kv_heads, size) */
+    void *out;                    /* (tokens, heads, size) */
+    void *keys, *values;          /* (blocks, BLOCK, kv_heads, size) */
+    const int64_t *places;        /* (tokens) */
+    const Tile *tile;             /* (tiles) */
+    const int64_t *table;         /* blocks of all rows */
+    const float *slopes;          /* (heads), or NULL: nothing is added to scores */
+    const float *coarse_scale;    /* NULL: slope x distance; else slope x position, rounded to bf16, times this */
+    int64_t query_token, query_head, key_token, key_head, value_token, value_head;
+    int64_t tokens, tiles, heads, kv_heads, size;
+    int64_t window;               /* positions that a query sees, its own among them; 0: all */
+    int64_t dtype, kept_dtype;    /* of a step's, and of the blocks' */
+    int64_t level, threads;
+} Attention;
+
 /* One level's kernels. Each computes a part: outputs n0 … n1 of tokens m0 … m1. */
 typedef struct {
     void (*linear[DTYPES])(const Linear *l, long n0, long n1, long m0, long m1);
@@ -102,6 +130,8 @@ typedef struct {
     void (*each)(const Each *c, long begin, long end);
     void (*gather)(const Gather *c, long m0, long m1);
     void (*rotate)(const Rotate *c, long m0, long m1);
+    void (*keep[DTYPES])(const Attention *a, long n0, long n1);
+    void (*attend[DTYPES])(const Attention *a, const Tile *t, long head);
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;

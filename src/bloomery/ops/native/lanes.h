@@ -39,6 +39,9 @@ INLINE void store_fp32(float *p, Floats x)
 /* bf16 is the upper half of fp32. */
 INLINE Floats load_bf16(const uint16_t *p)
 {
+#ifdef __AVX512F__ /* GCC makes two halves of it and puts them together */
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
+#endif
     Halves x;
     memcpy(&x, p, sizeof x);
     return (Floats)(__builtin_convertvector(x, Words) << 16);

@@ -43,6 +43,36 @@
 #include "linear_packed.h"
 #include "rows.h"
 
+#include "attention.h"
+#include "attention_tile.h"
+
+#define KEEP keep_fp32
+#define ATTEND attend_fp32
+#define TURN turn_fp32
+#define UNPACK unpack_fp32
+#define FETCH fetch_fp32
+#define KEPT FP32
+#define Number float
+#define LOAD load_fp32
+#define LOAD_ONE(p) (*(p))
+#define STORE store_fp32
+#define PUT(p, x) (*(p) = (x))
+#include "attention_rows.h"
+
+#define KEEP keep_bf16
+#define ATTEND attend_bf16
+#define TURN turn_bf16
+#define UNPACK unpack_bf16
+#define FETCH fetch_bf16
+#define KEPT BF16
+#define Number uint16_t
+#define LOAD load_bf16
+#define LOAD_ONE one_bf16
+#define STORE store_bf16
+#define PUT put_bf16
+#define SPLIT
+#include "attention_rows.h"
+
 const Kernels KERNELS = {
     .linear = {[FP32] = linear_fp32, [BF16] = linear_bf16},
     .round_tokens = round_tokens,
@@ -52,4 +82,6 @@ const Kernels KERNELS = {
     .each = each,
     .gather = gather,
     .rotate = rotate,
+    .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16},
+    .attend = {[FP32] = attend_fp32, [BF16] = attend_bf16},
 };
