@@ -42,6 +42,8 @@ def _declared(handle: ctypes.CDLL) -> ctypes.CDLL:
     handle.bloomery_highest_level.restype = ctypes.c_int
     handle.bloomery_stream_widest.argtypes = []
     handle.bloomery_stream_widest.restype = ctypes.c_int
+    handle.bloomery_replay.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+    handle.bloomery_replay.restype = None
     handle.bloomery_stream_read.argtypes = [
         ctypes.POINTER(ctypes.c_void_p),  # addresses
         ctypes.POINTER(ctypes.c_size_t),  # sizes

@@ -177,3 +177,10 @@ void bloomery_attention(const Attention *a)
     bloomery_share(keep_part, a, (a->tokens + KEPT_TOKENS - 1) / KEPT_TOKENS, a->threads);
     bloomery_share(attend_part, a, a->tiles * a->kv_heads, a->threads);
 }
+
+/* Calls that have been written down: each kernel, and the address of its fields. */
+void bloomery_replay(void (*const *kernels)(const void *), const void *const *fields, long calls)
+{
+    for (long i = 0; i < calls; i++)
+        kernels[i](fields[i]);
+}

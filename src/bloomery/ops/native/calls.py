@@ -2,8 +2,9 @@
 
 import ctypes
 import struct
+from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,25 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """What kernels take, numbered as in kernels.h."""
 
 
+
+class Written(NamedTuple):
+    """What `tape` writes down: each kernel with its fields, and the tensors whose addresses they hold."""
+
+    calls: list[tuple[Any, bytes]]
+    tensors: list[Tensor]
+
+
+WRITTEN: ContextVar[Written | None] = ContextVar("written", default=None)
+"""None unless calls are being written down."""
+
+
 def address(tensor: Tensor | None) -> int:
     """Where a tensor begins; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    if (written := WRITTEN.get()) is not None:
+        written.tensors.append(tensor)
+    return tensor.data_ptr()
 
 
 def call(name: str, *fields: int, level: int | None = None, threads: int | None = None) -> None:
@@ -29,7 +46,10 @@ def call(name: str, *fields: int, level: int | None = None, threads: int | None 
     """
     level = native.level() if level is None else level
     threads = torch.get_num_threads() if threads is None else threads
-    _kernel(name)(struct.pack(f"{len(fields) + 2}q", *fields, level, threads))
+    kernel, packed = _kernel(name), struct.pack(f"{len(fields) + 2}q", *fields, level, threads)
+    kernel(packed)
+    if (written := WRITTEN.get()) is not None:
+        written.calls.append((kernel, packed))
 
 
 @cache
