@@ -11,7 +11,9 @@ from bloomery.model.cache import CachedAttention, KVCache, kv_dtype
 from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.size import activation_bytes, kv_bytes, nbytes, parameter_count, parameters_read, weights_read
+from bloomery.ops import native
 from bloomery.ops.attention import BLOCK, Span
+from bloomery.ops.attention_native import has_native
 from tiny import Tiny
 
 CPU = torch.device("cpu")
@@ -102,9 +104,19 @@ def peak_of_a_step(decoder: Decoder, tokens: int, positions: int, logits: int) -
 @configs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("tokens", "positions", "logits"), [(512, 512, 1), (256, 2048, 1), (64, 256, 64)])
+@pytest.mark.parametrize("compiled", [True, False])
 def test_a_step_takes_about_what_is_computed(
-    config: DecoderConfig, dtype: torch.dtype, tokens: int, positions: int, logits: int
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    tokens: int,
+    positions: int,
+    logits: int,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
     taken = peak_of_a_step(Decoder(config).to(dtype).eval(), tokens, positions, logits)
-    computed = activation_bytes(config, tokens, positions, dtype.itemsize, kv_dtype(dtype, CPU).itemsize, logits)
+    itemsizes = (dtype.itemsize, kv_dtype(dtype, CPU).itemsize)
+    computed = activation_bytes(config, tokens, positions, *itemsizes, logits, native=has_native(dtype, CPU))
     assert 0.8 * taken < computed < 1.2 * taken

@@ -15,6 +15,8 @@ from bloomery.families.llama import LLAMA
 from bloomery.model import attention, cache, decoder, mlp
 from bloomery.ops import activation
 from bloomery.ops import attention as ops
+from bloomery.ops import native
+from bloomery.ops.attention import Span
 from bloomery.ops.position import AttentionRule
 from drive import Row, assert_parity, blocks_for, chunked, load, new_cache
 from tiny import Tiny
@@ -229,6 +231,41 @@ def alibi_not_rounded(patch: Patch) -> None:
     patch.setattr(ops, "position_bias", fine)
 
 
+def without_our_kernel(patch: Patch) -> None:
+    patch.setattr(cache, "runs_natively", lambda x: False)
+
+
+def planned_with(spans: Callable[[Span], Span], rule: Callable[[AttentionRule], AttentionRule]) -> Callable[..., None]:
+    """As if our own kernel had been told something else."""
+
+    def apply(patch: Patch) -> None:
+        plan = cache.plan_step
+        patch.setattr(
+            cache,
+            "plan_step",
+            lambda given, its, *more: plan([spans(span) for span in given], rule(its), *more),
+        )
+
+    return apply
+
+
+def as_it_is(x: Any) -> Any:
+    return x
+
+
+def our_scores_not_scaled(patch: Patch) -> None:
+    attend = cache.attend_natively
+    patch.setattr(cache, "attend_natively", lambda plan, places, q, *more: attend(plan, places, 2 * q, *more))
+
+
+our_positions_one_too_many = planned_with(lambda span: span._replace(start=span.start + 1), as_it_is)
+our_window_one_too_wide = planned_with(as_it_is, lambda rule: replace(rule, window=rule.window + 1))
+our_alibi_not_rounded = planned_with(
+    as_it_is, lambda rule: replace(rule, coarse_scale=None, slopes=rule.slopes * rule.coarse_scale)
+)
+our_slopes_turned_round = planned_with(as_it_is, lambda rule: replace(rule, slopes=-rule.slopes))
+
+
 def mean_subtracted(patch: Patch) -> None:
     forward = decoder.RMSNorm.forward
     patch.setattr(decoder.RMSNorm, "forward", lambda self, x: forward(self, x - x.mean(-1, keepdim=True)))
@@ -366,13 +403,36 @@ MUTATIONS = [
     ("starcoder-multi-head", swapped(1, 2)),
     ("starcoder-multi-query", gelu_exact),
 ]
+OF_PYTORCHS_ATTENTION = {
+    distances_rounded_to_pairs,
+    future_seen,
+    own_token_not_seen,
+    scores_not_scaled,
+    window_one_too_wide,
+    one_block_too_many_skipped,
+    heads_dealt_round_in_turn,
+    alibi_not_rounded,
+}
+OF_OURS = [
+    ("gpt2-tanh", our_scores_not_scaled),
+    ("gpt2-tanh", our_positions_one_too_many),
+    ("bloom-7-heads", our_positions_one_too_many),
+    ("bloom-7-heads", our_slopes_turned_round),
+    ("mistral-window", our_window_one_too_wide),
+    ("falcon-rw-like", our_alibi_not_rounded),
+]
 
 
-@pytest.mark.parametrize(("name", "mutate"), MUTATIONS)
+@pytest.mark.parametrize(("name", "mutate"), MUTATIONS + OF_OURS)
 def test_mistake_turns_parity_red(
     tiny: Callable[[str], Tiny], name: str, mutate: Callable[[Patch], None], monkeypatch: Patch
 ) -> None:
     check(tiny(name))
+    if (name, mutate) in OF_OURS and native.library() is None:
+        pytest.skip("this build has no compiled library")
+    if mutate in OF_PYTORCHS_ATTENTION:
+        without_our_kernel(monkeypatch)
+        check(tiny(name))
     mutate(monkeypatch)
     with pytest.raises(AssertionError, match="parity lost"):
         check(tiny(name))

@@ -30,6 +30,7 @@ from bloomery.model.config import DecoderConfig
 from bloomery.model.layout import shapes
 from bloomery.model.size import activation_bytes, kv_bytes, parameter_count, parameters_read
 from bloomery.ops import native
+from bloomery.ops.attention_native import has_native
 from bloomery.progress import as_size
 
 Facts = dict[str, object]
@@ -128,7 +129,7 @@ def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
         "end-of-sequence ids": list(folder.eos_ids),
         "generation defaults": sampling or "none",
     }
-    return {"model": facts, "memory": _memory(config, dtype, kv, options)}
+    return {"model": facts, "memory": _memory(config, dtype, kv, has_native(dtype, device), options)}
 
 
 def _bytes_by_dtype(config: DecoderConfig, tensors: KnownTensors) -> dict[str, int]:
@@ -152,7 +153,12 @@ def _store(folder: Folder) -> Facts:
 
 
 def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device) -> str:
-    """Which code computes: so far all of it is PyTorch's."""
+    """Which code computes what takes time: our own where it runs, else PyTorch's."""
+    if has_native(dtype, device):
+        return (
+            f"our own ({native.LEVELS[native.level()]}): linear layers in {dtype_name(dtype)}, "
+            f"attention in float32 to keys and values in {dtype_name(kv)}"
+        )
     code = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
     grouped = "text by text" if device.type == "cpu" else "texts of equal length together"
     return (
@@ -161,7 +167,7 @@ def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device) -> str:
     )
 
 
-def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, options: InfoOptions) -> Facts:
+def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, ours: bool, options: InfoOptions) -> Facts:
     """What a number of texts of a length take at once."""
     tokens = config.max_seq_len if options.tokens is None else options.tokens
     if not 1 <= tokens <= config.max_seq_len:
@@ -173,7 +179,9 @@ def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, options:
     parts = {
         "weights (bytes)": parameter_count(config) * dtype.itemsize,
         "keys and values (bytes)": kv_bytes(config, tokens, options.batch, kv.itemsize),
-        "largest step, about (bytes)": activation_bytes(config, step, tokens, dtype.itemsize, kv.itemsize, logits),
+        "largest step, about (bytes)": activation_bytes(
+            config, step, tokens, dtype.itemsize, kv.itemsize, logits, native=ours
+        ),
     }
     texts = {"texts at once": options.batch, "tokens of each": tokens, "tokens of a step, at most": step}
     return {**texts, **parts, "together (bytes)": sum(parts.values())}

@@ -58,7 +58,7 @@ class EngineOptions:
     cache_positions: int | None = None
     """Most positions of keys and values that are kept at once; unset is what a full batch of full length needs."""
     cache_dtype: CacheDtype = "auto"
-    """Precision of keys and values, and of attention; auto is float32 on a CPU and the model's elsewhere."""
+    """Precision of keys and values; auto is the model's, but float32 on a CPU for which no kernels were compiled."""
     softmax_dtype: SoftmaxDtype = "auto"
     """Precision of attention's scores and softmax; auto is a fused kernel, which has float32 inside."""
     shapes: ShapesKind = "dynamic"

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from copy import copy
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
-from bloomery.ops.attention import BLOCK, Group, Span, attend_blocks, group_spans
+from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
 from bloomery.ops.attention_native import attend_natively, has_native, plan_step, runs_natively
 from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
 from bloomery.ops.position import AttentionRule
@@ -101,8 +100,6 @@ class CachedAttention:
         self, cache: KVCache, spans: list[Span], rule: AttentionRule, softmax: torch.dtype | None = None
     ) -> None:
         self.cache = cache
-        self.spans = spans
-        self.rule = rule
         self.softmax = softmax
         places = []
         for span in spans:
@@ -111,23 +108,22 @@ class CachedAttention:
                 assert cache.scratch is not None
                 places += [cache.scratch * BLOCK] * span.padding
         self.places = torch.tensor(places, device=cache.keys.device)  # (N,) where in the pool each new token is kept
-        native = runs_natively(cache.keys) and softmax in (None, torch.float32)
-        self.plan = plan_step(spans, rule, cache.keys.shape[-2], torch.get_num_threads()) if native else None
+        keys = cache.keys
+        self.plan = self.groups = None
+        if runs_natively(keys) and softmax in (None, torch.float32):
+            self.plan = plan_step(spans, rule, keys.shape[-2], torch.get_num_threads())
+        else:
+            # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
+            self.groups = group_spans(spans, rule, keys.device, together=keys.device.type != "cpu")
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if self.plan is not None and runs_natively(query):
+        if self.plan is not None:
             return attend_natively(self.plan, self.places, query, key, value, keys, values)
+        assert self.groups is not None
         keys.flatten(0, 1).index_copy_(0, self.places, key.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, self.places, value.to(values.dtype))
         return attend_blocks(query, keys, values, self.groups, self.softmax)
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """What all layers share that PyTorch computes."""
-        device = self.cache.keys.device
-        # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
-        return group_spans(self.spans, self.rule, device, together=device.type != "cpu")
 
 
 class CausalAttention:

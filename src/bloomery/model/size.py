@@ -42,7 +42,14 @@ def kv_bytes(config: DecoderConfig, positions: int, sequences: int, itemsize: in
 
 
 def activation_bytes(
-    config: DecoderConfig, tokens: int, positions: int, itemsize: int, kv_itemsize: int, logits: int = 1
+    config: DecoderConfig,
+    tokens: int,
+    positions: int,
+    itemsize: int,
+    kv_itemsize: int,
+    logits: int = 1,
+    *,
+    native: bool = False,
 ) -> int:
     """About the most that a step of N = `tokens` holds at one time beside weights and cache.
 
@@ -52,18 +59,24 @@ def activation_bytes(
         positions: S, of one sequence.
         itemsize, kv_itemsize: bytes of a number of the hidden states, and of keys and values.
         logits: positions whose logits are wanted at once.
+        native: our own kernel attends, which keeps no biases, no scores and no copies.
     """
     scores = tokens * -(-positions // BLOCK) * BLOCK
     alibi = config.positions in ("alibi", "alibi_coarse")
     bias = scores * FP32 * (config.num_heads if alibi else config.num_heads // config.num_kv_heads)
     # Before it is masked, or before it is repeated; and distances in int64, and the mask.
     making = (bias if alibi else scores * FP32) + scores * (8 + 1)
+    if native:
+        bias = making = 0
     hidden = tokens * config.hidden_size * itemsize
     heads = tokens * config.num_heads * config.head_dim
     shared = tokens * config.num_kv_heads * config.head_dim
     turned = (heads + shared) * itemsize if config.rotary is not None else 0
     fused = (heads + 2 * shared) * itemsize
-    attention = 2 * hidden + fused + turned + heads * (2 * kv_itemsize + itemsize)
+    # Queries of heads that share keys lie apart in the fused projection, unless they have been turned.
+    gathered = heads * itemsize if config.rotary is None and config.num_heads > config.num_kv_heads else 0
+    attended = gathered + heads * itemsize if native else heads * (2 * kv_itemsize + itemsize)
+    attention = 2 * hidden + fused + turned + attended
     wide = tokens * config.ffn_size * itemsize * (3 if config.gated_mlp else 2)
     # The stream before and after attention, what was added, and both normed copies; experts gather tokens and add up.
     feed_forward = wide + hidden * (5 if config.num_experts == 1 else 7)

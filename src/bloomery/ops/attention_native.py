@@ -33,7 +33,7 @@ class Plan:
 
 
 def has_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether there is a kernel for queries, or keys and values, of this dtype here."""
+    """Whether there is a kernel here for keys and values of this dtype."""
     return device.type == "cpu" and dtype in DTYPES and native.library() is not None
 
 
@@ -52,7 +52,8 @@ def plan_step(spans: list[Span], rule: AttentionRule, kv_heads: int, threads: in
     most = TILE
     while most > LEAST_TILE and kv_heads * sum(-(-span.length * rule.shared // most) for span in spans) < threads:
         most //= 2
-    tiles, table = [], []
+    tiles: list[tuple[int, int, int, int, int]] = []
+    table: list[int] = []
     token = 0
     for span in spans:
         queries = span.length * rule.shared
@@ -89,26 +90,30 @@ def attend_natively(
 
     Args:
         places: (N,) int64, where in the blocks each new token is kept.
-        query: (N, H, D), fp32 or bf16.
+        query: (N, H, D); of another dtype than fp32 and bf16 it is computed in fp32.
         key, value: (N, K, D), in the query's dtype.
         keys, values: (blocks, BLOCK, K, D), fp32 or bf16, contiguous.
         level, threads: as in `call`.
 
     Returns: (N, H, D), in the query's dtype; zeros for padding.
     """
-    assert keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    assert keys.dtype == values.dtype
     assert query.dtype == key.dtype == value.dtype
+    wanted, dtype = query.dtype, query.dtype if query.dtype in DTYPES else torch.float32
+    query, key, value = (x.to(dtype) for x in (query, key, value))
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     tokens, heads, size = query.shape
-    out = (torch.zeros if plan.padded else torch.empty)(query.shape, dtype=query.dtype)
+    out = (torch.zeros if plan.padded else torch.empty)(query.shape, dtype=dtype)
     call(
         "attention",
         *(address(x) for x in (query, key, value, out, keys, values)),
         *(address(x) for x in (places, plan.tiles, plan.table, plan.slopes, plan.coarse_scale)),
         *(stride for x in (query, key, value) for stride in x.stride()[:2]),
         *(tokens, len(plan.tiles), heads, keys.shape[2], size, plan.window),
-        *(DTYPES[query.dtype], DTYPES[keys.dtype]),
+        *(DTYPES[dtype], DTYPES[keys.dtype]),
         level=level,
         threads=threads,
     )
-    return out
+    return out.to(wanted)
