@@ -13,9 +13,8 @@ from torch.nn import functional
 from bloomery.families import FAMILIES, reorders
 from bloomery.families.llama import LLAMA
 from bloomery.model import attention, cache, decoder, mlp
-from bloomery.ops import activation
+from bloomery.ops import activation, native
 from bloomery.ops import attention as ops
-from bloomery.ops import native
 from bloomery.ops.attention import Span
 from bloomery.ops.position import AttentionRule
 from drive import Row, assert_parity, blocks_for, chunked, load, new_cache

@@ -116,6 +116,21 @@ class CachedAttention:
             # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
             self.groups = group_spans(spans, rule, keys.device, together=keys.device.type != "cpu")
 
+    def with_room(self) -> "CachedAttention":
+        """The same, for `follow`: with room for sequences twice as long. Only where our own kernel runs."""
+        assert self.plan is not None
+        wider = copy(self)
+        wider.places, wider.plan = self.places.clone(), self.plan.with_room()
+        return wider
+
+    def follow(self, other: "CachedAttention") -> bool:
+        """Become another step's of as many tokens, in the same memory; False where there is not enough of it."""
+        assert self.plan is not None
+        if other.plan is None or not self.plan.follow(other.plan):
+            return False
+        self.places.copy_(other.places)
+        return True
+
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if self.plan is not None:

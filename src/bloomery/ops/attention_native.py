@@ -4,7 +4,7 @@ An output's bits depend on its query, its position and its sequence's keys and v
 step has, nor on what else is computed beside them, nor on threads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,18 @@ class Plan:
     slopes: Tensor | None  # (H,) fp32
     coarse_scale: Tensor | None  # (1,) fp32
     window: int
+
+    def with_room(self) -> "Plan":
+        """The same, for `follow`: in memory of its own, with room for twice as many blocks."""
+        return replace(self, tiles=self.tiles.clone(), table=torch.cat((self.table, torch.zeros_like(self.table))))
+
+    def follow(self, other: "Plan") -> bool:
+        """Become another step's plan with as many tiles, in the same memory; False where it does not fit."""
+        if other.tiles.shape != self.tiles.shape or len(other.table) > len(self.table) or other.padded:
+            return False
+        self.tiles.copy_(other.tiles)
+        self.table[: len(other.table)].copy_(other.table)
+        return True
 
 
 def has_native(dtype: torch.dtype, device: torch.device) -> bool:

@@ -15,7 +15,6 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """What kernels take, numbered as in kernels.h."""
 
 
-
 class Written(NamedTuple):
     """What `tape` writes down: each kernel with its fields, and the tensors whose addresses they hold."""
 

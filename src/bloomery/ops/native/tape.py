@@ -92,7 +92,7 @@ class _Watch(TorchDispatchMode):
     """Makes what is made in an arena, and refuses what is computed."""
 
     def __init__(self, arena: Arena) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.arena = arena
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
