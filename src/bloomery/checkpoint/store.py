@@ -80,8 +80,8 @@ class StoreTensors:
         self._check_dtypes()
         if self.scheme is not None and tp != self.stored_tp:
             raise UsageError(
-                f"{folder.path} was cut with --tp {self.stored_tp} before it was packed in {self.scheme.name}, and cannot "
-                f"be read for tp {tp}: convert the original, {folder.manifest.source.name}, with --tp {tp}"
+                f"{folder.path} is a store in {self.scheme.name} that was cut for tp {self.stored_tp}, and tp {tp} "
+                f"cannot read it: convert the original, {folder.manifest.source.name}, with --tp {tp}"
             )
 
     def read(self, name: str) -> Tensor:
