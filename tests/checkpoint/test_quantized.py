@@ -17,6 +17,7 @@ from bloomery import LLM, SamplingParams
 from bloomery.checkpoint.checks import check_hashes, check_numbers, check_structure
 from bloomery.checkpoint.convert import FILE_BYTES, convert
 from bloomery.checkpoint.export import export_folder
+from bloomery.checkpoint.files import MappedFile
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.origin import origin_of
@@ -26,7 +27,7 @@ from bloomery.errors import BloomeryError, CheckpointError, UsageError
 from bloomery.model.layout import cut_of
 from bloomery.quant.pack import pack
 from bloomery.quant.scheme import SCHEMES, Scheme
-from bloomery.quant.swap import weights
+from bloomery.quant.swap import swap_linears_, weights
 from bloomery.train.model import describe
 from bloomery.train.recipe.run_options import ModelShape
 from drafted import build_pair
@@ -69,7 +70,10 @@ def assert_same_decoders(one: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_a_store_holds_what_packing_while_loading_gives(checkpoint: Tiny, scheme: Scheme, tmp_path: Path) -> None:
     source = read_folder(checkpoint.path)
     made = make_store(source, tmp_path / "store", scheme=scheme)
-    assert_same_decoders(load_decoder(made), load_decoder(source, scheme=scheme))
+    expected = load_decoder(source)
+    swap_linears_(expected, scheme)
+    assert_same_decoders(load_decoder(source, scheme=scheme), expected)
+    assert_same_decoders(load_decoder(made), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -150,7 +154,10 @@ def test_packed_bytes_that_begin_anywhere_are_moved_to_where_numbers_may_begin(s
         {"size": (store / "all.safetensors").stat().st_size, "sha256": "0" * 64},
     )
     (store / "manifest.json").write_text(json.dumps(said))
-    assert_same_decoders(load_decoder(read_folder(store)), load_decoder(folder, scheme=INT4))
+    assert MappedFile(store / "all.safetensors").read(QKV).data_ptr() % 64, "the test says less than it means to"
+    decoder = load_decoder(read_folder(store))
+    assert decoder.blocks[0].attn.qkv.weight.data_ptr() % 64 == 0
+    assert_same_decoders(decoder, load_decoder(folder, scheme=INT4))
 
 
 # --- how it is made --------------------------------------------------------------------------------------------------
