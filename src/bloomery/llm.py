@@ -29,6 +29,7 @@ from bloomery.engine.strategy import Token
 from bloomery.engine.turns import Turns
 from bloomery.errors import UsageError
 from bloomery.model.size import nbytes, weights_read
+from bloomery.quant.scheme import name_of
 from bloomery.text.compile import Grammars
 from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
@@ -100,7 +101,7 @@ class LLM:
             self.folder = model_folder(model, revision, offline, token, seed)
         else:
             self.folder = shape_folder(shape, dtype, device, seed, model, revision, quant)
-        scheme = scheme_to_run(quant, self.folder)
+        self._scheme = scheme_to_run(quant, self.folder)
         added = None if adapter is None else adapter_for(adapter, self.folder, offline, token)
         virtual = added.virtual if added else None
         taken = virtual.count if virtual else 0
@@ -111,7 +112,7 @@ class LLM:
         if draft is not None:
             fits = self.folder, self.tokenizer, self.max_seq_len - taken
             self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token)
-        self.decoder = load_decoder(self.folder, *placed, added, scheme)
+        self.decoder = load_decoder(self.folder, *placed, added, self._scheme)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
         self.grammars = Grammars(self.tokenizer, self.decoder.config.vocab_size, self.folder.eos_ids)
         beginning = virtual.beginning(self.decoder) if virtual else None
@@ -186,6 +187,11 @@ class LLM:
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
+
+    @property
+    def quant(self) -> str:
+        """The scheme of the linear layers' weights, or none."""
+        return name_of(self._scheme)
 
     @property
     def device(self) -> torch.device:

@@ -141,7 +141,9 @@ def test_bench_measures_a_quantized_model(folder: Path, store: Path, capsys: pyt
     for model in (["--model", folder], ["--model", folder, "--quant", "int8"], ["--model", store]):
         code, out, _ = run(capsys, "bench", "latency", *model, *short)
         assert code == 0
-        read.append(json.loads(out)["memory"]["weights (bytes a step)"])
+        said = json.loads(out)
+        assert said["quant"] == ("int8" if read else "none")
+        read.append(said["memory"]["weights (bytes a step)"])
     assert read[1] < read[0] / 2
     assert read[2] < read[1]  # whose other weights are in bfloat16
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from adapted import kind
 from bloomery import LLM, SamplingParams
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.load import load_decoder
@@ -106,6 +107,17 @@ def test_the_built_in_model_is_hardly_more_surprised(name: str, allowed: float) 
     plain, packed = (surprise(LLM(quant=quant)) for quant in ("none", name))
     assert 2 < plain < 5, "the text is not of the kind that it knows"
     assert abs(math.exp(packed - plain) - 1) < allowed
+
+
+def test_an_adapter_changes_the_weights_before_they_are_packed(bloom: Tiny, tmp_path: Path) -> None:
+    adapted = kind(bloom, tmp_path, "lora")
+    merged = dict(LLM(bloom.path, adapter=adapted.path).decoder.named_parameters())
+    changed = 0
+    for name, packed in LLM(bloom.path, adapter=adapted.path, quant="int4").decoder.named_parameters():
+        if packed.dtype == torch.uint8 and name in merged:
+            assert torch.equal(packed, pack(merged[name], SCHEMES["int4"])), name
+            changed += not torch.equal(packed, dict(LLM(bloom.path, quant="int4").decoder.named_parameters())[name])
+    assert changed
 
 
 def test_a_model_on_its_own_and_in_a_batch_says_the_same(bloom: Tiny) -> None:

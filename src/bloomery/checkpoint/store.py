@@ -5,6 +5,7 @@ pieces from several, put together. Packed weights are read as they were cut, for
 """
 
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,8 @@ def open_portions(folder: Folder) -> tuple[KnownTensors, ...]:
     `open_tensors`."""
     if folder.manifest is None or folder.manifest.scheme is None:
         return (open_tensors(folder),)
-    return tuple(StoreTensors(folder, folder.manifest.tp, rank) for rank in range(folder.manifest.tp))
+    first = StoreTensors(folder, folder.manifest.tp)
+    return tuple(first.of_rank(rank) for rank in range(folder.manifest.tp))
 
 
 class StoreTensors:
@@ -83,6 +85,12 @@ class StoreTensors:
                 f"{folder.path} is a store in {self.scheme.name} that was cut for tp {self.stored_tp}, and tp {tp} "
                 f"cannot read it: convert the original, {folder.manifest.source.name}, with --tp {tp}"
             )
+
+    def of_rank(self, rank: int) -> "StoreTensors":
+        """Another rank's portion, from the same files, which are open."""
+        other = copy(self)
+        other.rank = rank
+        return other
 
     def read(self, name: str) -> Tensor:
         cut = cut_of(name, self.folder.config, self.tp, self.rank)
