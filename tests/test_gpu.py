@@ -41,3 +41,9 @@ def test_half_precision_on_a_gpu_is_near_fp32(folder, dtype):
     near = LLM(folder, device="cuda", dtype=dtype).logits(PROMPTS[3])
     assert near.isfinite().all()
     assert (near - exact).abs().mean() <= 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", "int4-g128"])
+def test_packed_weights_on_a_gpu_equal_those_on_a_cpu(folder, quant):
+    cpu, gpu = (LLM(folder, device=device, quant=quant).logits(PROMPTS[3]).cpu() for device in ("cpu", "cuda"))
+    assert (cpu - gpu).abs().max() <= 1e-5 * max(1, cpu.abs().max())

@@ -11,6 +11,7 @@ from torch import Tensor
 from bloomery.checkpoint.draft import load_draft
 from bloomery.checkpoint.load import load_decoder
 from bloomery.checkpoint.opening import adapter_for, model_folder, shape_folder
+from bloomery.checkpoint.quantized import scheme_to_run
 from bloomery.checkpoint.tokenizer import open_tokenizer
 from bloomery.completion import Completion, Piece, Score, completed
 from bloomery.devices import pick_device, pick_dtype
@@ -28,6 +29,7 @@ from bloomery.engine.strategy import Token
 from bloomery.engine.turns import Turns
 from bloomery.errors import UsageError
 from bloomery.model.size import nbytes, weights_read
+from bloomery.quant.scheme import name_of
 from bloomery.text.compile import Grammars
 from bloomery.text.grammar import GuidedText
 from bloomery.text.prompt import Prompt, PromptReader, Truncate, as_list
@@ -58,6 +60,8 @@ class LLM:
             which is fetched when it is not here.
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
         device: auto, cpu, cuda, cuda:1, …
+        quant: packs the weights of linear layers while loading: int8, int4 or int4-g128; none leaves the model as it is
+            kept. A store of packed weights stays as it is, and so does a draft. `dtype` is that of all other weights.
         revision: branch, tag or commit of a model of the Hub; None: its main branch.
         offline: send nothing; so does the environment with BLOOMERY_OFFLINE or HF_HUB_OFFLINE.
         token: for a private or gated model of the Hub; None takes HF_TOKEN, or the one that huggingface_hub has stored.
@@ -71,8 +75,8 @@ class LLM:
         engine: how it is run, by the names of EngineOptions: max_seq_len, max_batch_size, shapes, …
 
     Raises:
-        UsageError: there is no such model, device or dtype, an option of the engine cannot be met, or a shape's weights
-            do not fit.
+        UsageError: there is no such model, device, dtype or scheme, an option of the engine cannot be met, or a shape's
+            weights do not fit.
         CheckpointError: the folder is incomplete or damaged, or fetching it failed.
     """
 
@@ -82,6 +86,7 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        quant: str = "none",
         revision: str | None = None,
         offline: bool = False,
         token: str | None = None,
@@ -95,7 +100,8 @@ class LLM:
         if shape is None:
             self.folder = model_folder(model, revision, offline, token, seed)
         else:
-            self.folder = shape_folder(shape, dtype, device, seed, model, revision)
+            self.folder = shape_folder(shape, dtype, device, seed, model, revision, quant)
+        self._scheme = scheme_to_run(quant, self.folder)
         added = None if adapter is None else adapter_for(adapter, self.folder, offline, token)
         virtual = added.virtual if added else None
         taken = virtual.count if virtual else 0
@@ -106,7 +112,7 @@ class LLM:
         if draft is not None:
             fits = self.folder, self.tokenizer, self.max_seq_len - taken
             self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token)
-        self.decoder = load_decoder(self.folder, *placed, added)
+        self.decoder = load_decoder(self.folder, *placed, added, self._scheme)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
         self.grammars = Grammars(self.tokenizer, self.decoder.config.vocab_size, self.folder.eos_ids)
         beginning = virtual.beginning(self.decoder) if virtual else None
@@ -181,6 +187,11 @@ class LLM:
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
+
+    @property
+    def quant(self) -> str:
+        """The scheme of the linear layers' weights, or none."""
+        return name_of(self._scheme)
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,6 @@
 """Run by test_convert.py in a process of its own: converts, and stops at a given place to be killed there.
 
-    converting.py SOURCE TARGET JOBS TP PLACE
+    converting.py SOURCE TARGET JOBS TP PLACE [SCHEME]
 
 PLACE is "tensor:5" (before the fifth tensor is read), "folder" (before the files beside the weights are written),
 "rename" (before the store takes its place), "renamed" (after it has), "thread" (in a thread that writes) or "end".
@@ -18,6 +18,7 @@ from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.origin import origin_of
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
+from bloomery.quant.scheme import scheme_named
 
 
 def stop() -> None:
@@ -62,7 +63,7 @@ def stopping_after(call: Callable[..., Any]) -> Callable[..., Any]:
     return stopped
 
 
-def main(source: str, target: str, jobs: str, tp: str, place: str) -> None:
+def main(source: str, target: str, jobs: str, tp: str, place: str, scheme: str = "none") -> None:
     folder = read_folder(Path(source))
     origin = origin_of(folder, source)
     number = int(place.partition(":")[2] or -1)
@@ -74,7 +75,7 @@ def main(source: str, target: str, jobs: str, tp: str, place: str) -> None:
         converter.trade_places = stopping_after(converter.trade_places)
     object.__setattr__(origin, "tensors", Stopping(origin.tensors, number))
     object.__setattr__(origin, "reopen", partial(reopened, folder.path, 2 if place == "thread" else -1))
-    converter.convert(origin, Path(target), jobs=int(jobs), tp=int(tp), file_bytes=6_000)
+    converter.convert(origin, Path(target), jobs=int(jobs), tp=int(tp), file_bytes=6_000, scheme=scheme_named(scheme))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.load import load_decoder
+from bloomery.quant.scheme import scheme_named
 
 
 def status(key: str) -> int:
@@ -16,12 +17,13 @@ def status(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(folder: str, dtype: str) -> None:
+def main(folder: str, dtype: str, quant: str = "none") -> None:
     torch.set_num_threads(1)
     torch.ones(1000).bfloat16().float().sum()  # the first operation loads code
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of importing, is forgotten
     peak, anonymous = status("VmHWM"), status("RssAnon")
-    decoder = load_decoder(read_folder(Path(folder)), None if dtype == "None" else getattr(torch, dtype))
+    wanted = None if dtype == "None" else getattr(torch, dtype)
+    decoder = load_decoder(read_folder(Path(folder)), wanted, scheme=scheme_named(quant))
     parameters = list(decoder.parameters())
     for parameter in parameters:
         parameter.view(-1).view(torch.uint8)[::1024].sum()  # a byte of every page, and of every cache line it takes

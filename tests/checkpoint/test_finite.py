@@ -11,6 +11,7 @@ from bloomery.checkpoint.finite import Flaw, find_flaws
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.tensors import FolderTensors
 from bloomery.model.layout import shapes
+from bloomery.quant.swap import weights
 from folders import KINDS, Source
 
 NORM = "transformer.ln_f.weight"
@@ -18,8 +19,7 @@ NORM = "transformer.ln_f.weight"
 
 def flaws(folder: Path) -> list[Flaw]:
     found = read_folder(folder)
-    wanted = shapes(found.config)
-    return list(find_flaws(FolderTensors(found, wanted), wanted))
+    return list(find_flaws(FolderTensors(found, shapes(found.config)), weights(found.config, None)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

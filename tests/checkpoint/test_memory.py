@@ -16,6 +16,7 @@ from bloomery.checkpoint.convert import FILE_BYTES
 from bloomery.checkpoint.folder import read_folder
 from bloomery.families import FAMILIES
 from bloomery.model import layout
+from bloomery.quant.scheme import SCHEMES
 from stores import make_store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -60,8 +61,8 @@ def big(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     shutil.rmtree(folder)
 
 
-def measure(folder: Path, dtype: str | None) -> dict[str, int]:
-    command = [sys.executable, str(Path(__file__).parent / "peak.py"), str(folder), str(dtype)]
+def measure(folder: Path, dtype: str | None, quant: str = "none") -> dict[str, int]:
+    command = [sys.executable, str(Path(__file__).parent / "peak.py"), str(folder), str(dtype), quant]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -90,4 +91,25 @@ def test_a_store_is_mapped_whatever_the_family(big: tuple[str, str, Path], tmp_p
         assert taken["anonymous"] < 0.05 * taken["model"]
     else:
         assert taken["anonymous"] > 0.9 * taken["model"], "the measurement means nothing"
+    shutil.rmtree(store.path)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_packing_while_loading_takes_the_packed_model_and_one_layer(big: tuple[str, str, Path], quant: str) -> None:
+    _, _, folder = big
+    taken = measure(folder, None, quant)
+    assert 70e6 < taken["model"] < 150e6
+    layer = 2 * 10000 * 1536  # bytes of the largest, the embedding; and what is computed of a slice
+    assert 0.9 * taken["model"] <= taken["peak"] <= 1.05 * taken["model"] + layer + 40e6
+
+
+def test_a_store_of_packed_weights_is_mapped(big: tuple[str, str, Path], tmp_path: Path) -> None:
+    _, kind, folder = big
+    if kind == "bin":
+        pytest.skip("the store is the same")
+    store = make_store(read_folder(folder), tmp_path / "store", file_bytes=FILE_BYTES, scheme=SCHEMES["int4"])
+    taken = measure(store.path, None)
+    assert 70e6 < taken["model"] < 100e6
+    assert 0.9 * taken["model"] <= taken["peak"] <= 1.1 * taken["model"]
+    assert taken["anonymous"] < 0.05 * taken["model"]
     shutil.rmtree(store.path)

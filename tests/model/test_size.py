@@ -10,7 +10,7 @@ from bloomery.checkpoint.folder import read_folder
 from bloomery.model.cache import CachedAttention, KVCache, kv_dtype
 from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.decoder import Decoder
-from bloomery.model.size import activation_bytes, kv_bytes, nbytes, parameter_count, parameters_read, weights_read
+from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, nbytes, parameter_count, weights_read
 from bloomery.ops import native
 from bloomery.ops.attention import BLOCK, Span
 from bloomery.ops.attention_native import has_native
@@ -51,7 +51,8 @@ def check_counts(config: DecoderConfig) -> None:
     with torch.device("meta"):
         decoder = Decoder(config)
     assert parameter_count(config) == sum(parameter.numel() for parameter in decoder.parameters())
-    assert parameters_read(config) * 4 == nbytes(weights_read(decoder))
+    sizes = {name: parameter.nbytes for name, parameter in decoder.named_parameters()}
+    assert bytes_read(config, sizes) == nbytes(weights_read(decoder))
 
 
 @configs

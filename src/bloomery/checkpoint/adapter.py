@@ -17,6 +17,7 @@ from bloomery.adapters.virtual import VirtualTokens
 from bloomery.checkpoint.files import WeightFile, open_file
 from bloomery.checkpoint.folder import Folder, read_json, tokenizer_of
 from bloomery.checkpoint.header import shown
+from bloomery.checkpoint.quantized import refuse_quantized
 from bloomery.checkpoint.tensors import EMBEDDING, WEIGHT_DTYPES
 from bloomery.disk.paths import contained
 from bloomery.errors import CheckpointError
@@ -54,6 +55,7 @@ def read_adapter(path: Path, base: Folder) -> Adapter:
     Raises:
         CheckpointError: a file is missing or damaged, the adapter is of a kind or for a model that it does not fit.
     """
+    refuse_quantized(base, "take an adapter")
     file = contained(path, "adapter_config.json")
     raw = read_json(file, "an adapter's folder needs one")
     try:

@@ -1,21 +1,22 @@
 """Is a model folder what it says it is: structure, hashes, numbers. Knows no answer of the model."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bloomery.checkpoint.finite import find_flaws
 from bloomery.checkpoint.folder import Folder, read_folder
-from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.quantized import scheme_of
+from bloomery.checkpoint.store import open_portions
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.checkpoint.write import READ_AT_ONCE, read_back
 from bloomery.disk.paths import contained, open_regular
 from bloomery.errors import BloomeryError, UsageError
 from bloomery.hub import snapshots
 from bloomery.hub.repository import RemoteFile, new_digest
-from bloomery.model.layout import shapes
+from bloomery.quant.swap import weights
 
 Moved = Callable[[int], None]
 
@@ -31,11 +32,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Structure:
-    """A folder as far as it could be read: None where it could not."""
+    """A folder as far as it could be read: None where it could not. `tensors`: whole, or of each rank."""
 
     check: Check
     folder: Folder | None
-    tensors: KnownTensors | None
+    tensors: tuple[KnownTensors, ...] | None
 
 
 def check_structure(path: Path) -> Structure:
@@ -43,9 +44,10 @@ def check_structure(path: Path) -> Structure:
     folder = None
     try:
         folder = read_folder(path)
-        tensors = open_tensors(folder)
-        for name in shapes(folder.config):
-            tensors.kind(name)
+        names = weights(folder.config, scheme_of(folder))
+        tensors = open_portions(folder)
+        for name in names:
+            tensors[0].kind(name)
     except BloomeryError as error:
         return Structure(Check("structure", False, str(error)), folder, None)
     surplus = _surplus(folder)
@@ -53,7 +55,7 @@ def check_structure(path: Path) -> Structure:
         detail = f"{surplus[0]} is not in the manifest: remove it, or convert or fetch the store again"
         return Structure(Check("structure", False, detail), folder, tensors)
     files = f"{len(folder.weights)} file{'s' if len(folder.weights) > 1 else ''}"
-    detail = f"{len(shapes(folder.config))} tensors in {files} are as the configuration asks for"
+    detail = f"{len(names)} tensors in {files} are as the configuration asks for"
     return Structure(Check("structure", True, detail), folder, tensors)
 
 
@@ -115,12 +117,14 @@ def _other_hash(path: Path, file: RemoteFile) -> str:
     return f"{file.digest.partition(':')[0]}:{digest.hexdigest()}"
 
 
-def check_numbers(folder: Folder, tensors: KnownTensors) -> Iterator[Check]:
+def check_numbers(folder: Folder, tensors: Sequence[KnownTensors]) -> Iterator[Check]:
     """Read every weight: one check for each tensor that holds NaN or infinite numbers, or one."""
-    names = list(shapes(folder.config))
+    wanted = weights(folder.config, scheme_of(folder))
     count = 0
-    for flaw in find_flaws(tensors, names):
-        count += 1
-        yield Check("numbers", False, f"{folder.path}: {flaw}")
+    for rank, portion in enumerate(tensors):
+        for flaw in find_flaws(portion, wanted):
+            count += 1
+            which = f", rank {rank}" if len(tensors) > 1 else ""
+            yield Check("numbers", False, f"{folder.path}{which}: {flaw}")
     if not count:
-        yield Check("numbers", True, f"all of {len(names)} tensors are finite")
+        yield Check("numbers", True, f"all of {len(wanted)} tensors are finite")

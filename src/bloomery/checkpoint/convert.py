@@ -36,7 +36,7 @@ from bloomery.disk.place import Resumable, refuse_without_room, sync_folder, tra
 from bloomery.errors import BloomeryError, CheckpointError, UsageError
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
-from bloomery.model.layout import cut_of
+from bloomery.quant.scheme import Scheme, name_of
 
 FILE_BYTES = 2**29
 """Where a new file begins: what a killed conversion loses, and a thread writes at a time. A tensor stays whole."""
@@ -78,6 +78,7 @@ def convert(
     dtype: torch.dtype | None = None,
     tp: int = 1,
     jobs: int = 1,
+    scheme: Scheme | None = None,
     file_bytes: int = FILE_BYTES,
     begun: Callable[[int, int], None] = lambda total, kept: None,
     moved: Moved = lambda count: None,
@@ -89,22 +90,23 @@ def convert(
     back and compared with what was written.
 
     Args:
-        dtype: None keeps each tensor's own.
+        dtype: of what is not packed; None keeps each tensor's own.
         tp: into how many ranks' portions the weights are cut.
         jobs: threads that write, each a whole file of every rank at a time.
+        scheme: packs the weights of linear layers, each rank's portion on its own.
         begun: is told the bytes of all weights, and how many of them are finished.
 
     Raises:
         UsageError: `target` holds something else, another process is writing there, or the model cannot be cut so.
-        CheckpointError: a tensor cannot be read or converted, or the disk fails or has not enough room.
+        CheckpointError: a tensor cannot be read, converted or packed, or the disk fails or has not enough room.
     """
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}: give at least 1")
-    plan = make_plan(origin.config, origin.tensors.kind, dtype, tp, file_bytes)
+    plan = make_plan(origin.config, origin.tensors.kind, dtype, tp, file_bytes, scheme)
     target = target.resolve()  # where a link points to, not the link, is replaced
     refuse_others(target, "store", ("weights-*.safetensors", journal.NAME), (manifest.NAME, manifest.FORMAT.encode()))
-    options = {"dtype": dtype and dtype_name(dtype), "tp": tp, "file_bytes": file_bytes, "version": manifest.VERSION}
-    identity = {"origin": origin.identity, "config": asdict(origin.config)} | options
+    options = {"dtype": dtype and dtype_name(dtype), "tp": tp, "file_bytes": file_bytes, "scheme": name_of(scheme)}
+    identity = {"origin": origin.identity, "config": asdict(origin.config), "version": manifest.VERSION} | options
     unfinished = target.with_name(f".{target.name}.converting")
     refused: BloomeryError | None = None
     try:
@@ -134,7 +136,7 @@ def write_group(
     """One file for each rank, from one reading of the tensors: the disk has them when this returns.
 
     Raises:
-        CheckpointError: a number is too large for the dtype, or a tensor cannot be read.
+        CheckpointError: a number is too large for the dtype or cannot be packed, or a tensor cannot be read.
         OSError: the disk does not take it.
     """
     with ExitStack() as stack:
@@ -142,15 +144,16 @@ def write_group(
         files = zip(group.files, plan.layouts(group), strict=True)
         writers = [stack.enter_context(FileWriter(folder / file, layout, reading)) for file, layout in files]
         written: deque[str] = deque()
-        for place, name in enumerate(group.names):
-            tensor = tensors.read(name)
+        for planned in group.tensors:
+            name, plain = planned.name, planned.weight.plain
+            what = f"{source}: tensor '{plain}'"
+            tensor = tensors.read(plain)
             for rank, writer in enumerate(writers):
-                cut = cut_of(name, plan.config, plan.tp, rank)
-                part = tensor if cut is None else cut.take(tensor)
-                writer.write(name, part, f"{source}: tensor '{name}'", tensor)
-                moved(part.numel() * group.kinds[place].dtype.itemsize)
+                part = plan.portion(planned, tensor, rank, what)
+                writer.write(name, part, what, tensor)
+                moved(part.numel() * planned.dtype.itemsize)
             del tensor, part
-            written.append(name)
+            written.append(plain)
             if len(written) > READ_LATER:  # what is still being compared would be read again
                 tensors.release(written.popleft())
         results = [writer.finish() for writer in writers]
@@ -240,15 +243,16 @@ class _Work:
         for name, content in self.origin.files.items():
             kept = content.read_bytes() if isinstance(content, Path) else content
             written[name] = write_bytes(self.journal.folder / name, kept)
-        kinds = dict(zip(self.plan.groups[0].names, self.plan.groups[0].kinds, strict=True))
+        embedding = next(planned for planned in self.plan.groups[0].tensors if planned.name == EMBEDDING)
         return Manifest(
             family=self.origin.family,
             config=self.origin.config,
-            dtype=dtype_name(kinds[EMBEDDING].dtype),
+            dtype=dtype_name(embedding.dtype),
             tp=self.plan.tp,
             source=self.origin.source,
             weights=tuple(zip(*(group.files for group in self.plan.groups), strict=True)),
             files={name: FileFacts(*facts) for name, facts in sorted(written.items())},
+            scheme=self.plan.scheme,
         )
 
 

@@ -14,6 +14,7 @@ from bloomery.checkpoint.header import Kind
 from bloomery.checkpoint.merge import MergedTensors
 from bloomery.checkpoint.origin import beside_weights
 from bloomery.checkpoint.precision import dtype_name
+from bloomery.checkpoint.quantized import refuse_quantized
 from bloomery.checkpoint.replace import refuse_others
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
@@ -97,12 +98,13 @@ def export_folder(
         moved: is told how many bytes have been written since it was last told.
 
     Raises:
-        UsageError: `target` holds something else than a model, which would be lost, or the adapter is no change of
-            weights.
+        UsageError: `target` holds something else than a model, which would be lost, the adapter is no change of
+            weights, or the weights are packed.
         CheckpointError: a tensor cannot be read, or the disk does not take it.
     """
     if adapter is not None and adapter.virtual is not None:
         raise UsageError(f"{adapter.path} has tokens that stand before every text: no weights can hold them")
+    refuse_quantized(folder, "be exported")
     tensors: KnownTensors = open_tensors(folder)
     config = folder.config
     beside = {name: file.read_bytes() for name, file in beside_weights(folder.path).items()}

@@ -10,10 +10,15 @@ from bloomery.checkpoint.adapter import Adapter
 from bloomery.checkpoint.folder import Folder
 from bloomery.checkpoint.merge import MergedTensors
 from bloomery.checkpoint.precision import refuse_overflow
+from bloomery.checkpoint.quantized import PackedTensors, scheme_of
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
+from bloomery.progress import as_size
+from bloomery.quant.linear import QuantizedLinear
+from bloomery.quant.scheme import Scheme
+from bloomery.quant.swap import swap_linears_
 
 
 def load_decoder(
@@ -21,25 +26,32 @@ def load_decoder(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     adapter: Adapter | None = None,
+    scheme: Scheme | None = None,
 ) -> Decoder:
     """Build the decoder on `meta` and hand it the folder's tensors.
 
     A tensor whose bytes are already as we keep them (same dtype, no reordering, on a CPU) is used where it is mapped:
     its pages are shared with every other process and count only once read. Any other is copied alone, so that memory
-    never holds the file beside the model.
+    never holds the file beside the model. Linear layers are packed one at a time, from the numbers that the folder has.
 
     Args:
-        dtype: None keeps the checkpoint's own (fp16 becomes fp32 on a CPU, which has no fast fp16).
+        dtype: of what is not packed. None keeps the checkpoint's own (fp16 becomes fp32 on a CPU, which has no fast
+            fp16).
         adapter: merged into the weights that it changes.
+        scheme: packs the linear layers of a plain model. Those of a store of packed weights are as they are there.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, there twice, of another shape or too large for `dtype`, or a file
-            cannot be read.
+        CheckpointError: a tensor is missing, unknown, there twice, of another shape, too large for `dtype` or cannot
+            be packed, or a file cannot be read.
     """
     device = torch.device(device)
     config = folder.config if adapter is None else adapter.config
     with torch.device("meta"):
         decoder = Decoder(config)
+        stored = scheme_of(folder)
+        scheme = stored or scheme
+        if scheme is not None:
+            swap_linears_(decoder, scheme)
     tensors: KnownTensors = open_tensors(folder)
     if dtype is None:
         kept_in = tensors.kind(EMBEDDING).dtype
@@ -47,16 +59,21 @@ def load_decoder(
         if dtype != kept_in:
             logger.info("the checkpoint is fp16, which CPUs compute slowly: running it as fp32")
     if adapter is not None:
-        tensors = MergedTensors(tensors, folder, adapter, dtype)
-    for name in dict(decoder.named_parameters()):
+        tensors = MergedTensors(tensors, folder, adapter, dtype if scheme is None else torch.float32)
+    if scheme is not None and stored is None:
+        tensors = PackedTensors(tensors, config, scheme, str(folder.path))
+    for name, empty in list(decoder.named_parameters()):
         kept = tensors.read(name)
+        wanted = dtype if empty.is_floating_point() else empty.dtype
         # One copy at most, also of a transposed view of another dtype.
-        tensor = kept.to(device=device, dtype=dtype, memory_format=torch.contiguous_format).contiguous()
+        tensor = kept.to(device=device, dtype=wanted, memory_format=torch.contiguous_format).contiguous()
         refuse_overflow(kept, tensor, f"{folder.path}: tensor '{name}'")
         del kept
         _assign(decoder, name, tensor)
         tensors.release(name)
-    if config.tied_head:
+    if scheme is not None and stored is None:
+        _say(decoder, scheme)
+    if config.tied_head and scheme is None:
         decoder.head.weight = decoder.embed.tokens.weight
     return decoder.to(device).eval()  # what follows from the configuration, and is no parameter, moves
 
@@ -64,6 +81,18 @@ def load_decoder(
 def natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What a checkpoint kept in `dtype` runs in on a device, unless another is asked for."""
     return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def _say(decoder: Decoder, scheme: Scheme) -> None:
+    packed = [module for module in decoder.modules() if isinstance(module, QuantizedLinear)]
+    count = sum(module.in_features * module.out_features for module in packed)
+    logger.info(
+        "quantized %d linear layers to %s: %s for %s weights",
+        len(packed),
+        scheme,
+        as_size(sum(module.weight.nbytes for module in packed)),
+        f"{count:,}",
+    )
 
 
 def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:

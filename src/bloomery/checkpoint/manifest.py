@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from bloomery.disk.paths import contained
 from bloomery.errors import CheckpointError
 from bloomery.model.config import DecoderConfig, RotaryConfig
+from bloomery.quant.scheme import NONE, SCHEMES, Scheme, name_of
 
 NAME = "manifest.json"
 FORMAT, VERSION = "bloomery-store", 1
@@ -37,7 +38,8 @@ class Manifest:
     """A store's contents.
 
     `dtype` is that of the token embedding; a tensor that the source kept in another has its own. `weights` are the
-    names of each rank's files, in reading order; `files` has all files of the store but the manifest.
+    names of each rank's files, in reading order; `files` has all files of the store but the manifest. `scheme` is how
+    the weights of linear layers are packed; None where they are not.
     """
 
     family: str
@@ -47,6 +49,7 @@ class Manifest:
     source: Source
     weights: tuple[tuple[str, ...], ...]
     files: Mapping[str, FileFacts]
+    scheme: Scheme | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -57,7 +60,7 @@ class Manifest:
             "config": asdict(self.config),
             "dtype": self.dtype,
             "tp": self.tp,
-            "quantization": {"scheme": "none"},
+            "quantization": {"scheme": name_of(self.scheme)},
             "source": asdict(self.source),
             "weights": [list(names) for names in self.weights],
             "files": {name: facts._asdict() for name, facts in self.files.items()},
@@ -136,8 +139,10 @@ def _checked(said: Mapping[str, Any]) -> Manifest:
     _check_keys(said, KEYS, "it")
     if said["version"] != VERSION:
         raise ValueError(f"it is of version {said['version']}")
-    if said["quantization"] != {"scheme": "none"}:
-        raise ValueError(f"its quantization is {str(said['quantization'])[:80]}, of which we know none")
+    scheme = said["quantization"].get("scheme")
+    if list(said["quantization"]) != ["scheme"] or scheme not in (NONE, *SCHEMES):
+        known = ", ".join([NONE, *SCHEMES])
+        raise ValueError(f"its quantization is {ascii(said['quantization'])[:80]}, and we know the schemes {known}")
     if said["dtype"] not in DTYPES:
         raise ValueError(f"its dtype is {said['dtype'][:80]!r}")
     files = {name: _file_facts(name, facts) for name, facts in said["files"].items()}
@@ -155,6 +160,7 @@ def _checked(said: Mapping[str, Any]) -> Manifest:
         source=_source(said["source"]),
         weights=tuple(tuple(rank) for rank in weights),
         files=files,
+        scheme=SCHEMES.get(scheme),
     )
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from bloomery.checkpoint.adapter import Adapter, read_adapter
 from bloomery.checkpoint.folder import Folder, read_folder
+from bloomery.checkpoint.quantized import scheme_to_run
 from bloomery.checkpoint.random import random_folder, refuse_without_memory
 from bloomery.devices import pick_device, pick_dtype
 from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
+from bloomery.quant.scheme import NONE
 
 
 def adapter_for(adapter: str | Path, base: Folder, offline: bool, token: str | None) -> Adapter:
@@ -33,11 +35,17 @@ def model_folder(model: str | Path, revision: str | None, offline: bool, token: 
 
 
 def shape_folder(
-    shape: str | Path, dtype: str, device: str, seed: int | None, model: str | Path, revision: str | None
+    shape: str | Path,
+    dtype: str,
+    device: str,
+    seed: int | None,
+    model: str | Path,
+    revision: str | None,
+    quant: str = NONE,
 ) -> Folder:
     """A model of random weights. Raises UsageError where another is named as well, or the memory is too small."""
     if model != "dickens" or revision is not None:
         raise UsageError(f"a model or its revision, and shape {str(shape)!r}, are two models: give one of them")
     folder = random_folder(shape, seed or 0, pick_dtype(dtype))
-    refuse_without_memory(folder, pick_device(device))
+    refuse_without_memory(folder, pick_device(device), scheme_to_run(quant, folder))
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from bloomery.checkpoint.convert import Origin
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.manifest import Source
+from bloomery.checkpoint.quantized import refuse_quantized
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import KnownTensors
 from bloomery.disk.paths import contained
@@ -21,8 +22,10 @@ def origin_of(folder: Folder, name: str) -> Origin:
         name: the folder or the model of the Hub, as it was asked for.
 
     Raises:
+        UsageError: the folder's weights are packed.
         CheckpointError: a tensor or a file is not as it should be.
     """
+    refuse_quantized(folder, "be converted")
     files = beside_weights(folder.path)
     return Origin(
         family=folder.family.name,

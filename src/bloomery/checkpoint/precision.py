@@ -25,6 +25,8 @@ def refuse_overflow(before: Tensor, after: Tensor, what: str, whole: Tensor | No
     Raises:
         CheckpointError: names the tensor and how many of its numbers are too large.
     """
+    if after.dtype == before.dtype:
+        return
     narrower = torch.finfo(after.dtype).max < torch.finfo(before.dtype).max
     # One pass that allocates nothing tells that all is well; an infinity or a NaN is looked at more closely.
     if not narrower or not after.numel() or all(bool(extreme.isfinite()) for extreme in torch.aminmax(after)):

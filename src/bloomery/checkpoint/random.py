@@ -18,8 +18,9 @@ from bloomery.families.shapes import SHAPES
 from bloomery.model.config import DecoderConfig
 from bloomery.model.init import constant, deviation
 from bloomery.model.layout import shapes
-from bloomery.model.size import parameter_count
 from bloomery.progress import as_size
+from bloomery.quant.scheme import Scheme
+from bloomery.quant.swap import weights
 from bloomery.text.bytewise import END_ID, SMALLEST
 
 BLOCK = 4_194_301
@@ -93,17 +94,19 @@ def random_folder(shape: str | Path, seed: int = 0, dtype: torch.dtype | None = 
     )
 
 
-def refuse_without_memory(folder: Folder, device: torch.device) -> None:
+def refuse_without_memory(folder: Folder, device: torch.device, scheme: Scheme | None = None) -> None:
     """Refuse to make weights that the device has no room for.
 
     Raises:
         UsageError: names both sizes.
     """
     tensors = random_tensors(folder)
-    needed, left = parameter_count(folder.config) * tensors.dtype.itemsize, memory_left(device)
+    needed = sum(weight.nbytes(tensors.dtype.itemsize) for weight in weights(folder.config, scheme).values())
+    left = memory_left(device)
     if left is not None and needed > left:
+        kept_in = dtype_name(tensors.dtype) if scheme is None else scheme.name
         raise UsageError(
-            f"{folder.path} in {dtype_name(tensors.dtype)} takes {as_size(needed)} of weights, and {device} has "
+            f"{folder.path} in {kept_in} takes {as_size(needed)} of weights, and {device} has "
             f"{as_size(left)} left: choose a smaller shape, or convert it into a store and run that"
         )
 

@@ -1,10 +1,11 @@
 """The tensors of a store by our names, as any rank of any number of ranks wants them. Knows no family.
 
 However a store was cut, a rank gets its own portion: a view of one mapped file where that has all of it, else the
-pieces from several, put together.
+pieces from several, put together. Packed weights are read as they were cut, for as many ranks and no other number.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from bloomery.checkpoint.header import Kind, shown
 from bloomery.checkpoint.precision import dtype_name
 from bloomery.checkpoint.random import random_tensors
 from bloomery.checkpoint.tensors import EMBEDDING, WEIGHT_DTYPES, FolderTensors, KnownTensors
-from bloomery.checkpoint.write import PADDING
+from bloomery.checkpoint.write import ALIGNMENT, PADDING
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.model.layout import Cut, check_tp, cut_of, shapes
+from bloomery.quant.swap import weights
 
 AGAIN = "convert or fetch the store again"
 Files = dict[str, WeightFile]
@@ -44,6 +46,15 @@ def open_tensors(folder: Folder) -> KnownTensors:
     return FolderTensors(folder, shapes(folder.config)) if folder.manifest is None else StoreTensors(folder)
 
 
+def open_portions(folder: Folder) -> tuple[KnownTensors, ...]:
+    """All tensors as they are kept: whole, or where they are packed and cut, each rank's portion. Raises as
+    `open_tensors`."""
+    if folder.manifest is None or folder.manifest.scheme is None:
+        return (open_tensors(folder),)
+    first = StoreTensors(folder, folder.manifest.tp)
+    return tuple(first.of_rank(rank) for rank in range(folder.manifest.tp))
+
+
 class StoreTensors:
     """`KnownTensors` of a store.
 
@@ -52,7 +63,7 @@ class StoreTensors:
 
     Raises:
         CheckpointError: a tensor is missing, unknown, there twice, of another shape or dtype, or a file cannot be read.
-        UsageError: the model cannot be cut into so many portions.
+        UsageError: the model cannot be cut into so many portions, or its weights are packed and cut for another number.
     """
 
     def __init__(self, folder: Folder, tp: int = 1, rank: int = 0) -> None:
@@ -65,9 +76,21 @@ class StoreTensors:
             check_tp(folder.config, self.stored_tp)
         except UsageError as error:
             raise CheckpointError(f"{folder.path} is damaged ({error}): {AGAIN}") from None
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in shapes(folder.config).items()}
+        self.scheme = folder.manifest.scheme
+        self.weights = weights(folder.config, self.scheme)
         self.files = [self._open(rank, names) for rank, names in enumerate(folder.manifest.weights)]
         self._check_dtypes()
+        if self.scheme is not None and tp != self.stored_tp:
+            raise UsageError(
+                f"{folder.path} is a store in {self.scheme.name} that was cut for tp {self.stored_tp}, and tp {tp} "
+                f"cannot read it: convert the original, {folder.manifest.source.name}, with --tp {tp}"
+            )
+
+    def of_rank(self, rank: int) -> "StoreTensors":
+        """Another rank's portion, from the same files, which are open."""
+        other = copy(self)
+        other.rank = rank
+        return other
 
     def read(self, name: str) -> Tensor:
         cut = cut_of(name, self.folder.config, self.tp, self.rank)
@@ -91,13 +114,16 @@ class StoreTensors:
     def kind(self, name: str) -> Kind:
         dtype = self.files[0][name].kind(name).dtype
         cut = cut_of(name, self.folder.config, self.tp, self.rank)
-        return Kind(dtype, self.shapes[name] if cut is None else cut.shape(self.shapes[name]))
+        return Kind(dtype, self.weights[name].kept(cut))
 
     def _view(self, name: str, cut: Cut, piece: Piece) -> Tensor:
         return self._stored(name, piece.rank).narrow(cut.dim, piece.begin, piece.length)
 
     def _stored(self, name: str, rank: int) -> Tensor:
-        return self.files[rank][name].read(name)
+        tensor = self.files[rank][name].read(name)
+        # What packed bytes stand for is read as wider numbers, which must begin where their size has them begin.
+        misplaced = self.weights[name].scheme is not None and tensor.data_ptr() % ALIGNMENT
+        return tensor.clone() if misplaced else tensor
 
     def _nearest(self) -> int:
         """The stored rank whose files this rank reads anyway, for what all of them have whole."""
@@ -145,30 +171,31 @@ class StoreTensors:
                     )
                 self._check(file, name, rank)
                 found[name] = file
-        missing = next((name for name in self.shapes if name not in found), None)
+        missing = next((name for name in self.weights if name not in found), None)
         if missing is not None:
             raise CheckpointError(f"{self.folder.path}: tensor '{missing}' is in none of {', '.join(names)}: {AGAIN}")
         return found
 
     def _check(self, file: WeightFile, name: str, rank: int) -> None:
-        if name not in self.shapes:
+        if name not in self.weights:
             raise CheckpointError(f"{file.path}: tensor {shown(name)} is none of this model's: {AGAIN}")
-        cut = cut_of(name, self.folder.config, self.stored_tp, rank)
-        expected = self.shapes[name] if cut is None else cut.shape(self.shapes[name])
+        weight = self.weights[name]
         dtype, shape = file.kind(name)
+        if (dtype == torch.uint8) != (weight.scheme is not None) or dtype not in (torch.uint8, *WEIGHT_DTYPES):
+            by = f", not packed in {weight.scheme.name} as its manifest says" if weight.scheme is not None else ""
+            raise CheckpointError(f"{file.path}: tensor '{name}' is {dtype_name(dtype)}{by}: {AGAIN}")
+        expected = weight.kept(cut_of(name, self.folder.config, self.stored_tp, rank))
         if shape != expected:
             raise CheckpointError(
                 f"{file.path}: tensor '{name}' has shape {list(shape)}, not {list(expected)}: {AGAIN}"
             )
-        if dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(f"{file.path}: tensor '{name}' is {dtype_name(dtype)}: {AGAIN}")
 
     def _check_dtypes(self) -> None:
         assert self.folder.manifest is not None
         said, is_ = self.folder.manifest.dtype, dtype_name(self.files[0][EMBEDDING].kind(EMBEDDING).dtype)
         if said != is_:
             raise CheckpointError(f"{self.folder.path}: its manifest says {said}, but weights are {is_}: {AGAIN}")
-        for name in self.shapes:
+        for name in self.weights:
             dtypes = {dtype_name(files[name].kind(name).dtype) for files in self.files}
             if len(dtypes) > 1:
                 several = " and ".join(sorted(dtypes))

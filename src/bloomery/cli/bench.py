@@ -51,6 +51,7 @@ def run(options: BenchOptions) -> int:
     values: Values = {
         "model": str(options.shape or options.model),
         "dtype": str(llm.dtype).removeprefix("torch."),
+        "quant": llm.quant if isinstance(llm, LLM) else "none",
         "device": str(llm.device),
         "engine": llm.name if isinstance(llm, ReferenceLLM) else "bloomery",
         "batch": options.batch,

@@ -14,6 +14,7 @@ from bloomery.errors import UsageError
 from bloomery.hub.resolve import resolve
 from bloomery.log import logger
 from bloomery.progress import as_size
+from bloomery.quant.scheme import scheme_named
 
 
 def run(options: ConvertOptions) -> int:
@@ -22,7 +23,13 @@ def run(options: ConvertOptions) -> int:
     began = perf_counter()
     with bar(f"converting {origin.source.name}") as reports:
         done = convert(
-            origin, target, dtype=pick_dtype(options.dtype), tp=options.tp, jobs=options.jobs, **reports._asdict()
+            origin,
+            target,
+            dtype=pick_dtype(options.dtype),
+            tp=options.tp,
+            jobs=options.jobs,
+            scheme=scheme_named(options.quant),
+            **reports._asdict(),
         )
     seconds = perf_counter() - began
     files = counted(sum(map(len, done.manifest.weights)), "file")

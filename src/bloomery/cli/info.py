@@ -3,6 +3,7 @@
 import json
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -15,7 +16,8 @@ from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.license import license_of
 from bloomery.checkpoint.load import natural_dtype
 from bloomery.checkpoint.precision import dtype_name
-from bloomery.checkpoint.store import open_tensors
+from bloomery.checkpoint.quantized import scheme_of
+from bloomery.checkpoint.store import open_portions
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
 from bloomery.devices import pick_device, threads
@@ -27,11 +29,12 @@ from bloomery.hub.local import local_models
 from bloomery.hub.resolve import BUILT_IN, resolve
 from bloomery.model.cache import kv_dtype
 from bloomery.model.config import DecoderConfig
-from bloomery.model.layout import shapes
-from bloomery.model.size import activation_bytes, kv_bytes, parameter_count, parameters_read
+from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, parameter_count
 from bloomery.ops import native
 from bloomery.ops.attention_native import has_native
 from bloomery.progress import as_size
+from bloomery.quant.scheme import Scheme
+from bloomery.quant.swap import weights
 
 Facts = dict[str, object]
 
@@ -100,10 +103,11 @@ def _local() -> Facts:
 
 
 def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
-    tensors = open_tensors(folder)
+    portions, scheme = open_portions(folder), scheme_of(folder)
     config, device = folder.config, pick_device("auto")
-    dtype = natural_dtype(tensors.kind(EMBEDDING).dtype, device)
-    by_dtype = _bytes_by_dtype(config, tensors)
+    dtype = natural_dtype(portions[0].kind(EMBEDDING).dtype, device)
+    by_dtype = _bytes_by_dtype(config, portions, scheme)
+    running = [_running_bytes(config, portion, scheme, dtype) for portion in portions]
     sampling = {key: value for key, value in folder.generation.items() if not key.startswith(("_", "transformers"))}
     kv = kv_dtype(dtype, device)
     facts: Facts = {
@@ -122,23 +126,39 @@ def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
         "by dtype (bytes)": by_dtype,
         "runs here on": str(device),
         "runs here in": dtype_name(dtype),
-        "kernels": _kernels(dtype, kv, device),
-        "read per token (bytes)": parameters_read(config) * dtype.itemsize,
+        "kernels": _kernels(dtype, kv, device, scheme),
+        "read per token (bytes)": sum(bytes_read(config, sizes) for sizes in running),
         "KV per token (bytes)": 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv.itemsize,
         "tokenizer": folder.tokenizer.name if folder.tokenizer else "none: works on token ids",
         "end-of-sequence ids": list(folder.eos_ids),
         "generation defaults": sampling or "none",
     }
-    return {"model": facts, "memory": _memory(config, dtype, kv, has_native(dtype, device), options)}
+    return {
+        "model": facts,
+        "memory": _memory(config, sum(map(sum, (sizes.values() for sizes in running))), dtype, kv, device, options),
+    }
 
 
-def _bytes_by_dtype(config: DecoderConfig, tensors: KnownTensors) -> dict[str, int]:
-    """Of the weights as they are kept."""
+def _bytes_by_dtype(config: DecoderConfig, portions: Sequence[KnownTensors], scheme: Scheme | None) -> dict[str, int]:
+    """Of the weights as they are kept; packed ones under the scheme's name."""
     found: Counter[str] = Counter()
-    for name in shapes(config):
-        dtype, shape = tensors.kind(name)
-        found[dtype_name(dtype)] += torch.Size(shape).numel() * dtype.itemsize
+    for tensors in portions:
+        for name, weight in weights(config, scheme).items():
+            dtype, shape = tensors.kind(name)
+            kept_in = dtype_name(dtype) if weight.scheme is None else weight.scheme.name
+            found[kept_in] += torch.Size(shape).numel() * dtype.itemsize
     return dict(found)
+
+
+def _running_bytes(
+    config: DecoderConfig, tensors: KnownTensors, scheme: Scheme | None, dtype: torch.dtype
+) -> dict[str, int]:
+    """Of each weight as it is computed with: name -> bytes."""
+    found = {}
+    for name, weight in weights(config, scheme).items():
+        itemsize = dtype.itemsize if weight.scheme is None else 1
+        found[name] = torch.Size(tensors.kind(name).shape).numel() * itemsize
+    return found
 
 
 def _store(folder: Folder) -> Facts:
@@ -148,26 +168,35 @@ def _store(folder: Folder) -> Facts:
     at = f" at {source.revision}" if source.revision else ""
     return {
         "store": f"cut for {folder.manifest.tp} ranks" if folder.manifest.tp > 1 else "not cut",
+        "quantization": str(folder.manifest.scheme or "none"),
         "made from": source.name + at,
     }
 
 
-def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device) -> str:
+def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device, scheme: Scheme | None) -> str:
     """Which code computes what takes time: our own where it runs, else PyTorch's."""
     if has_native(dtype, device):
+        products = dtype_name(dtype) if scheme is None else f"{scheme.name}, of tokens rounded to 8 bits"
         return (
-            f"our own ({native.LEVELS[native.level()]}): linear layers in {dtype_name(dtype)}, "
+            f"our own ({native.LEVELS[native.level()]}): linear layers in {products}, "
             f"attention in float32 to keys and values in {dtype_name(kv)}"
         )
     code = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    products = dtype_name(dtype) if scheme is None else f"float32 with weights unpacked from {scheme.name}"
     grouped = "text by text" if device.type == "cpu" else "texts of equal length together"
     return (
-        f"PyTorch ({code}): matrix products in {dtype_name(dtype)}, "
-        f"scaled_dot_product_attention in {dtype_name(kv)}, {grouped}"
+        f"PyTorch ({code}): matrix products in {products}, scaled_dot_product_attention in {dtype_name(kv)}, {grouped}"
     )
 
 
-def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, ours: bool, options: InfoOptions) -> Facts:
+def _memory(
+    config: DecoderConfig,
+    weight_bytes: int,
+    dtype: torch.dtype,
+    kv: torch.dtype,
+    device: torch.device,
+    options: InfoOptions,
+) -> Facts:
     """What a number of texts of a length take at once."""
     tokens = config.max_seq_len if options.tokens is None else options.tokens
     if not 1 <= tokens <= config.max_seq_len:
@@ -177,10 +206,10 @@ def _memory(config: DecoderConfig, dtype: torch.dtype, kv: torch.dtype, ours: bo
     step = min(MAX_STEP_TOKENS, tokens * options.batch)
     logits = min(options.batch, HEAD_AT_ONCE)
     parts = {
-        "weights (bytes)": parameter_count(config) * dtype.itemsize,
+        "weights (bytes)": weight_bytes,
         "keys and values (bytes)": kv_bytes(config, tokens, options.batch, kv.itemsize),
         "largest step, about (bytes)": activation_bytes(
-            config, step, tokens, dtype.itemsize, kv.itemsize, logits, native=ours
+            config, step, tokens, dtype.itemsize, kv.itemsize, logits, native=has_native(dtype, device)
         ),
     }
     texts = {"texts at once": options.batch, "tokens of each": tokens, "tokens of a step, at most": step}

@@ -14,6 +14,7 @@ REFERENCE_TAKES = frozenset({field.name for field in fields(HubOptions)} | {"mod
 """Options of models and engines that mean the same whichever engine runs."""
 INSTEAD = {
     "max_batch_size": "it runs one prompt at a time; leave it out",
+    "quant": "it computes with the weights as the folder has them; leave it out",
     "adapter": "merge it by 'bloomery export --adapter', and give the folder",
     "shape": "write the weights by 'bloomery convert --shape' and 'bloomery export', and give the folder",
 }
@@ -26,6 +27,7 @@ def own(options: ModelOptions, running: EngineOptions, draft: str | None = None)
         options.model,
         dtype=options.dtype,
         device=options.device,
+        quant=options.quant,
         revision=options.revision,
         offline=options.offline,
         token=options.token,

@@ -14,6 +14,8 @@ from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
 from bloomery.train.recipe.config import TrainConfig
 
+Scheme = Literal["none", "int8", "int4", "int4-g128"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(VerbOptions):
@@ -37,6 +39,8 @@ class ModelOptions(HubOptions):
     """Precision to compute in; auto is the checkpoint's."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    quant: Scheme = "none"
+    """Round the weights of linear layers to few bits while loading; a store made so by convert needs no option."""
     adapter: str | None = None
     """What peft wrote for this model (LoRA, IA3, prompt or prefix tuning): a folder, or ORG/NAME on the Hub."""
     shape: str | None = None
@@ -125,9 +129,11 @@ class ConvertOptions(HubOptions):
     target: str = ""
     """The store's folder: a new or an empty one, or an older store, which is replaced at the end."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; auto keeps the source's."""
+    """Precision of the weights, or of those that are not quantized; auto keeps the source's."""
+    quant: Scheme = "none"
+    """Round the weights of linear layers to few bits, each rank's portion on its own."""
     tp: int = 1
-    """Into how many ranks' portions the weights are cut. Any store can be run on any number of ranks."""
+    """Into how many ranks' portions the weights are cut. Without --quant, any number of ranks can run the store."""
     jobs: int = 1
     """Threads that write, each with one more that reads back."""
     shape: str | None = None

@@ -119,6 +119,8 @@ def _reference(folder: Folder) -> tuple[Path | None, str]:
         return None, "transformers is not installed (pip install 'bloomery[reference]')"
     if folder.manifest is None:
         return folder.path, ""
+    if folder.manifest.scheme is not None:
+        return None, f"the store's weights are rounded to {folder.manifest.scheme.name}: verify what it was made from"
     name, revision = folder.manifest.source.name, folder.manifest.source.revision
     here = None
     with suppress(BloomeryError):

@@ -3,7 +3,8 @@
 Letters as in `decoder.py`, and L layers, F feed-forward size, N tokens of a step, S positions that they attend to.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from bloomery.model.decoder import Decoder
 from bloomery.model.mlp import Experts
 from bloomery.ops.attention import BLOCK
 
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 FP32 = 4
 """Bytes of a number in logits and position biases, whatever the model computes in."""
 
@@ -26,13 +28,20 @@ def parameter_count(config: DecoderConfig) -> int:
     return tables + first + config.num_layers * _block(config) + _norm(config) + head
 
 
-def parameters_read(config: DecoderConfig) -> int:
-    """Numbers that a step of one token reads: all but tables of which it reads a row, and experts it does not take."""
-    unread = 0 if config.tied_head else config.vocab_size * config.hidden_size
-    if config.positions == "learned":
-        unread += config.max_seq_len * config.hidden_size
-    idle = config.num_experts - config.experts_per_token
-    return parameter_count(config) - unread - config.num_layers * idle * _feed_forward(config)
+def bytes_read(config: DecoderConfig, sizes: Mapping[str, int]) -> int:
+    """Bytes that a step of one token reads: all but tables of which it reads a row, and experts it does not take.
+
+    Args:
+        sizes: bytes of each parameter by name. An embedding is read where the head has no parameter of its own.
+    """
+
+    def is_read(name: str) -> bool:
+        expert = EXPERT.search(name)
+        if expert is not None:  # they are of one size: any will do
+            return int(expert[1]) < config.experts_per_token
+        return name != "embed.positions.weight" and (name != "embed.tokens.weight" or "head.weight" not in sizes)
+
+    return sum(size for name, size in sizes.items() if is_read(name))
 
 
 def kv_bytes(config: DecoderConfig, positions: int, sequences: int, itemsize: int) -> int:
@@ -108,7 +117,7 @@ def weights_read(decoder: Decoder) -> Iterator[Tensor]:
     """The weights that a step of one token reads from end to end: all but tables of which it reads single rows, and
     all but as many experts as a token takes.
 
-    A tied embedding counts: it is the head.
+    A tied embedding counts where it is the head: a packed head has numbers of its own.
     """
     unread = {id(table.weight) for table in (decoder.embed.tokens, decoder.embed.positions) if table is not None}
     unread -= {id(decoder.head.weight)}

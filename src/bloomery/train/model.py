@@ -8,6 +8,7 @@ import torch
 
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.checkpoint.load import load_decoder
+from bloomery.checkpoint.quantized import refuse_quantized
 from bloomery.checkpoint.random import random_folder
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.families import FAMILIES, Family
@@ -46,7 +47,7 @@ def describe(shape: ModelShape) -> Described:
     """The model that the recipe asks for.
 
     Raises:
-        UsageError: no such family, shape or model; or the family cannot have these sizes.
+        UsageError: no such family, shape or model; its weights are packed; or the family cannot have these sizes.
         CheckpointError: a folder is damaged.
     """
     if not (shape.start or shape.shape):
@@ -57,6 +58,7 @@ def describe(shape: ModelShape) -> Described:
         seq_len = shape.seq_len or CONTEXT
         return Described(family, _from_sizes(shape, family, seq_len), None, seq_len)
     folder = read_folder(resolve(shape.start)) if shape.start else random_folder(shape.shape)
+    refuse_quantized(folder, "be trained")
     _refuse_sizes(shape)
     most = folder.config.max_seq_len
     seq_len = shape.seq_len or most
