@@ -109,8 +109,9 @@ def remove(path: Path) -> None:
 
 def environment() -> dict[str, str]:
     """Of a process that finds this folder's modules, and nothing on the network."""
+    paths = (str(BENCHMARKS), os.environ.get("PYTHONPATH", ""))
     return os.environ | {
-        "PYTHONPATH": str(BENCHMARKS),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

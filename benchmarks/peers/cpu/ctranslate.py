@@ -1,4 +1,4 @@
-"""CTranslate2: `generate_batch`, which reads a prompt at once and says each token as it comes. Knows nothing of ours."""
+"""CTranslate2: `generate_batch`, which reads a prompt at once and says each token when it comes. Knows none of ours."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ from peers.cpu.turn import Job, Texts
 
 
 class CTranslate:
-    versions = {"ctranslate2": ctranslate2.__version__}
-
     def __init__(self, job: Job) -> None:
+        self.versions = {"ctranslate2": ctranslate2.__version__}
         self.generator = ctranslate2.Generator(
             job.model, compute_type=job.form, inter_threads=1, intra_threads=job.threads
         )

@@ -37,7 +37,7 @@ def step_times(results: Values, engine: str, batch: int) -> list[float]:
 
 
 def shares_of_bandwidth(results: Values, engine: str) -> list[float]:
-    """Bytes that a step of one text reads in its time, beside what memory gave before and after the round."""
+    """What a step of one text reads, over its time, beside what memory gave before and after the round."""
     read = results["engines"].get(engine, {}).get("facts", {}).get("read", {}).get("1")
     if read is None:
         return []
@@ -50,7 +50,7 @@ def shares_of_bandwidth(results: Values, engine: str) -> list[float]:
 
 
 def shares_of_products(results: Values, engine: str, length: int) -> list[float]:
-    """Operations of reading a prompt in its time, beside a large product of torch in bf16 before and after the round."""
+    """Operations of reading a prompt, over its time, beside torch's bf16 products before and after the round."""
     operations = prefill_flops(DecoderConfig(**results["config"]), length)
     return [
         operations / (found[f"prefill {length}"][engine] / 1e3) / 1e12 / ruler

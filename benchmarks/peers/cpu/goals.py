@@ -52,7 +52,10 @@ GOALS = (
     _step("ours-int8", 8, 1.15, "int8"),
     _step("ours-int8", 32, 1.5, "int8"),
     Goal(
-        "prefill 512, share of torch's bf16 products, bf16", 0.60, True, lambda r: shares_of_products(r, "ours-bf16", 512)
+        "prefill 512, share of torch's bf16 products, bf16",
+        0.60,
+        True,
+        lambda r: shares_of_products(r, "ours-bf16", 512),
     ),
 )
 

@@ -26,9 +26,8 @@ class Streamer(BaseStreamer):
 
 
 class HuggingFace:
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-
     def __init__(self, job: Job) -> None:
+        self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         torch.set_num_threads(job.threads)
         self.model = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.form)).eval()
         # Without an end of sequence: nothing stops early, and no processor has to forbid it.

@@ -50,9 +50,8 @@ class Context:
 
 
 class Llama:
-    versions = {"llama-cpp-python": llama_cpp.__version__}
-
     def __init__(self, job: Job) -> None:
+        self.versions = {"llama-cpp-python": llama_cpp.__version__}
         llama_cpp.llama_log_set(LOG, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         self.job = job

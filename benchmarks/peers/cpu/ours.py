@@ -18,9 +18,8 @@ WHOLE = ("float32", "bfloat16")
 
 
 class Ours:
-    versions = {"bloomery": bloomery.__version__, "torch": torch.__version__}
-
     def __init__(self, job: Job) -> None:
+        self.versions = {"bloomery": bloomery.__version__, "torch": torch.__version__}
         torch.set_num_threads(job.threads)
         self.shapes = job.shapes
         form: dict[str, Any] = {"dtype": job.form}

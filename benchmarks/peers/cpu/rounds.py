@@ -1,4 +1,4 @@
-"""Rounds in which all engines take turns on the same prompts, and the machine is measured between them. Knows no engine.
+"""Rounds in which engines take turns on the same prompts, and the machine is measured between them. Knows no engine.
 
 One works at a time. Within a round every measure goes around all engines, so that what is compared is minutes apart at
 most; who begins changes. The first round is not counted: code and pages are had for the first time.
@@ -40,7 +40,8 @@ class Heat:
     """Engines that ran together. `rounds` has per measure and engine milliseconds: of a step, or to the first token."""
 
     left_out: dict[str, str] = field(default_factory=dict)
-    warm: dict[str, dict[str, float]] = field(default_factory=dict)
+    firsts: dict[str, float] = field(default_factory=dict)
+    """Seconds to the first token that an engine ever gave."""
     rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
     rulers: list[dict[str, float]] = field(default_factory=list)
     """One before each round, and one after the last."""
@@ -69,7 +70,7 @@ def run_rounds(
             for name in rotated(list(running), turn):
                 try:
                     answer = running[name].ask(prompts, shape, vocab_size)
-                    seconds = seconds_of(answer["arrivals"])
+                    seconds, first = seconds_of(answer["arrivals"]), max(times[0] for times in answer["arrivals"])
                 except NotAvailable as error:
                     heat.left_out[name] = f"{measure}, round {turn}: {error}"
                     logger.warning("%s is left out: %s", name, error)
@@ -77,12 +78,11 @@ def run_rounds(
                     continue
                 found[measure][name] = 1e3 * seconds
                 heat.peaks[name] = answer["peak_bytes"]
+                heat.firsts.setdefault(name, first)
                 if not turn:
                     heat.texts.setdefault(measure, {})[name] = answer["ids"]
         if turn:
             heat.rounds.append(found)
-        else:
-            heat.warm = found
     heat.rulers.append(ruler())
     return heat
 

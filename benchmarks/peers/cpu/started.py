@@ -1,4 +1,4 @@
-"""Engines in processes of their own, which wait for their turns, and what is believed of their answers. Knows no engine.
+"""Engines in processes of their own, waiting for their turns, and what is believed of their answers. Knows no engine.
 
 Whatever is wrong with an engine is `NotAvailable`, with the reason in its own words: the others go on without it.
 """
@@ -44,10 +44,6 @@ class Running:
         answer = self._answer()
         check(answer, shape, vocab_size)
         return answer
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
         out = self.process.stdout
@@ -103,7 +99,9 @@ def check(answer: dict[str, Any], shape: Shape, vocab_size: int) -> None:
     for index, (tokens, times) in enumerate(zip(ids, arrivals, strict=True)):
         where = f"text {index + 1} of {shape.requests}"
         if not len(tokens) == len(times) == shape.new_tokens:
-            raise NotAvailable(f"miscount: {where} has {len(tokens)} tokens, and {shape.new_tokens} were to be measured")
+            raise NotAvailable(
+                f"miscount: {where} has {len(tokens)} tokens, and {shape.new_tokens} were to be measured"
+            )
         if not all(0 <= token < vocab_size for token in tokens):
             raise NotAvailable(f"{where} has a token beyond the {vocab_size} of the vocabulary")
         if times != sorted(times) or times[0] <= 0:

@@ -1,10 +1,12 @@
 """Results as Markdown tables. Knows no engine's code and no clock."""
 
+from pathlib import Path
 from typing import Any
 
 from peers.cpu.engines import ENGINES, ours
 from peers.cpu.figures import Values, known, middle_ruler
 from peers.cpu.goals import Reached, reached
+from peers.cpu.rounds import PROMPT
 
 from bloomery.bench.spread import Spread
 
@@ -16,16 +18,21 @@ def as_tables(results: Values) -> str:
 
 def heading(results: Values) -> list[str]:
     machine, options = results["machine"], results["options"]
-    return [
-        f"{machine['cpu']}, {results['threads']} threads · {options['shape']}, random weights · {options['rounds']} rounds, "
-        f"{options['steps']} decoding steps behind 32 tokens · read bandwidth "
-        f"{middle_ruler(results, 'gb_per_s'):.1f} GB/s, products of torch in bf16 "
-        f"{middle_ruler(results, 'bf16_tflops'):.3f} TFLOP/s"
-    ]
+    read, products = middle_ruler(results, "gb_per_s"), middle_ruler(results, "bf16_tflops")
+    said = (
+        f"{machine['cpu']}, {results['threads']} threads",
+        f"{Path(options['shape']).stem}, random weights",
+        f"{options['rounds']} rounds, {options['steps']} decoding steps behind {PROMPT} tokens",
+        f"read bandwidth {read:.1f} GB/s, products of torch in bf16 {products:.3f} TFLOP/s",
+    )
+    return [" · ".join(said)]
 
 
 def engines(results: Values) -> list[str]:
-    lines = ["| engine | load s | load + first tokens s | peak MB | first tokens as | one text as |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| engine | load s | load + first tokens s | peak MB | first tokens as | one text as |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     agreed = results["agreement"]
     for engine, one in results["engines"].items():
         first = one.get("first_s")
@@ -93,7 +100,7 @@ def goal_row(one: Reached) -> str:
 
 
 def notes(results: Values) -> list[str]:
-    lines = [f"- {ENGINES[engine].title}: not available: {why}" for engine, why in results["left_out"].items()]
+    lines = [f"- {ENGINES[engine].title} is left out: {why}" for engine, why in results["left_out"].items()]
     for heat in results["heats"]:
         rulers = ", ".join(f"{r['gb_per_s']:.1f} GB/s and {r['bf16_tflops']:.3f} TFLOP/s" for r in heat["rulers"])
         lines.append(f"- the machine before, between and after the rounds: {rulers}")

@@ -11,7 +11,7 @@ import sys
 
 def main(packages: str, folder: str, target: str, quantization: str) -> int:
     sys.path.append(packages)
-    from ctranslate2.converters import TransformersConverter  # noqa: PLC0415 - found only now
+    from ctranslate2.converters import TransformersConverter  # which is found only now
 
     TransformersConverter(folder).convert(target, quantization=quantization)
     return 0

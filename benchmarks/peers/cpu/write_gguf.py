@@ -3,8 +3,9 @@
     python -m peers.cpu.write_gguf FOLDER TARGET.gguf
     python -m peers.cpu.write_gguf BF16.gguf TARGET.gguf Q8_0|Q4_0|Q4_0-pure
 
-Names, the order of qkv and what stays fp32 are those of llama.cpp's own convert_hf_to_gguf.py (conversion/bloom.py). It has
-no tokenizer: ids go in and come out. "pure" has all matrices in the one format; llama.cpp itself takes Q6_K for a head.
+Names, the order of qkv and what stays fp32 are those of llama.cpp's own convert_hf_to_gguf.py (conversion/bloom.py). It
+has no tokenizer: ids go in and come out. "pure" has all matrices in the one format; llama.cpp itself takes Q6_K for a
+head.
 """
 
 import json
@@ -50,12 +51,11 @@ def write(folder: Path, target: Path) -> None:
             name = names.get_name(theirs.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
             if name is None:
                 raise ValueError(f"{file}: llama.cpp has no name for {theirs}")
-            if "query_key_value" in theirs:
-                tensor = by_kind(tensor, heads)
-            if tensor.ndim == 1:
-                writer.add_tensor(name, as_fp32(tensor))
+            bits = by_kind(tensor, heads) if "query_key_value" in theirs else tensor
+            if bits.ndim == 1:
+                writer.add_tensor(name, as_fp32(bits))
             else:
-                writer.add_tensor(name, tensor.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+                writer.add_tensor(name, bits.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
