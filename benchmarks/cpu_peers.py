@@ -55,7 +55,7 @@ from bloomery.train.report.peak import measured_peak
 
 HERE = Path(__file__).resolve().parent
 RULER_BYTES = 1 << 30
-EACH = 700 << 20
+EACH = 1 << 30
 """Bytes that an engine takes beside its weights: libraries, keys and values, and what a prompt needs on its way."""
 ROOM = 0.8
 """Of the memory that is left: what engines that run together may need at most."""
@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace, work: Path, scratch: Path, left_out: di
         try:
             paths[name] = converted(entry, checkpoint, pythons)
         except NotAvailable as error:
-            left_out[name] = str(error)
+            left_out[name] = f"not available: {error}"
     engines: dict[str, Any] = {}
     heats, texts = [], {}
     for names in together(list(paths), parameter_count(config), options.apart):
@@ -188,7 +188,7 @@ def start(
             one = started(name, pythons[entry.venv], f"peers.cpu.{entry.module}", job, scratch)
             running[name] = stack.enter_context(one)
         except NotAvailable as error:
-            left_out[name] = str(error)
+            left_out[name] = f"not available: {error}"
             logger.warning("%s is not available: %s", name, error)
     return running
 
