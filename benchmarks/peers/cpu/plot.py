@@ -22,10 +22,8 @@ def draw(results: Values, path: Path) -> None:
             figure.subplots(2, -(-len(measures) // 2), squeeze=False).flat, measures, strict=False
         ):
             bars(axes, results, measure)
-        machine = results["machine"]
-        figure.suptitle(
-            f"{results['options']['shape']} on {machine['cpu']}, {results['threads']} threads: ms, less is better"
-        )
+        model, cpu = Path(results["options"]["shape"]).stem, results["machine"]["cpu"]
+        figure.suptitle(f"{model} on {cpu}, {results['threads']} threads: ms, less is better")
         figure.savefig(path, dpi=110)
 
 
@@ -37,7 +35,8 @@ def bars(axes: Axes, results: Values, measure: str) -> None:
     above = [found[name]["most"] - found[name]["median"] for name in names]
     colours = [OURS if is_ours(name) else THEIRS for name in names]
     drawn = axes.barh([known(name) for name in names], middles, xerr=(below, above), color=colours, ecolor="#444444")
-    axes.bar_label(drawn, labels=[f" {value:,.1f}" for value in middles], label_type="center", color="white")
+    axes.bar_label(drawn, labels=[f"{value:,.1f}" for value in middles], padding=3)
+    axes.margins(x=0.15)  # for the labels, which stand where the lines end
     axes.set_title(title(measure))
 
 
