@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from peers.memory import memory
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
@@ -93,14 +94,6 @@ class Pulse:
 
     def _answer(self, values: dict[str, Any]) -> None:
         print(json.dumps(values), file=self._out, flush=True)
-
-
-def memory(line: str) -> int:
-    """Bytes, by the kernel's account of this process: VmRSS now, VmHWM at most."""
-    for words in map(str.split, Path("/proc/self/status").read_text().splitlines()):
-        if words[:1] == [line]:
-            return 1024 * int(words[1])
-    raise LookupError(f"/proc/self/status has no {line} line: this benchmark needs Linux")
 
 
 def adamw(model: nn.Module, job: Job) -> torch.optim.AdamW:

@@ -12,7 +12,8 @@ from bloomery.bench.bandwidth import cpu_name
 from bloomery.devices import threads
 from bloomery.ops import native
 
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CPUS = Path("/sys/devices/system/cpu")
+CACHES = CPUS / "cpu0" / "cache"
 
 
 def machine() -> dict[str, object]:
@@ -41,3 +42,15 @@ def caches(folder: Path) -> dict[str, str]:
             level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
             found[f"L{level} {kind.lower()}"] = size
     return found
+
+
+def physical_cores(folder: Path = CPUS) -> int:
+    """Cores that this process may run on: processors that share one count once, where the system says which do."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    shared = set()
+    for number in allowed:
+        siblings = str(number)
+        with suppress(OSError):
+            siblings = (folder / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip()
+        shared.add(siblings)
+    return len(shared)
