@@ -34,6 +34,7 @@ from conftest import Tiny
         ({"graphs": True}, "graphs 'True' is not one of: off, lazy, all"),
         ({"compile": "yes"}, "compile is 'yes': give True or False"),
         ({"warmup": 3}, "warmup is 3: give True or False"),
+        ({"exact_activations": 0}, "exact_activations is 0: give True or False"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(wrong: dict[str, Any], said: str) -> None:
@@ -54,6 +55,7 @@ GIVEN: EngineArguments = {
     "graphs": "lazy",
     "compile": True,
     "warmup": True,
+    "exact_activations": True,
 }
 
 
@@ -71,7 +73,8 @@ def test_recipe_environment_and_command_line_have_them_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('shapes = "bucket"\nbucket = 48\nmax_seq_len = 256\nmax_batch_size = 2\ncompile = true\n')
+    written = ('shapes = "bucket"', "bucket = 48", "max_seq_len = 256", "max_batch_size = 2", "compile = true")
+    recipe.write_text("\n".join((*written, "exact_activations = true")))
     monkeypatch.setenv("BLOOMERY_CACHE_DTYPE", "float16")
     monkeypatch.setenv("BLOOMERY_WARMUP", "true")
     monkeypatch.setenv("BLOOMERY_SOFTMAX_DTYPE", "float32")

@@ -12,6 +12,7 @@ from adapted import kind
 from bloomery import LLM, SamplingParams
 from bloomery.checkpoint.folder import read_folder
 from bloomery.checkpoint.load import load_decoder
+from bloomery.errors import UsageError
 from bloomery.model.decoder import Decoder
 from bloomery.model.size import bytes_read, nbytes, weights_read
 from bloomery.quant.pack import pack, unpack
@@ -57,7 +58,7 @@ def with_rounded_weights(path: Path, scheme: Scheme) -> LLM:
 
 
 def assert_same_answers(tiny: Tiny, scheme: Scheme) -> None:
-    ours, theirs = LLM(tiny.path, quant=scheme.name), with_rounded_weights(tiny.path, scheme)
+    ours, theirs = LLM(tiny.path, quant=scheme.name, exact_activations=True), with_rounded_weights(tiny.path, scheme)
     for length in (1, 65):
         ids = tiny.prompt(length)
         one, other = ours.logits(ids), theirs.logits(ids)
@@ -104,9 +105,10 @@ def surprise(llm: LLM) -> float:
 
 @pytest.mark.parametrize(("name", "allowed"), [("int8", 0.003), ("int4", 0.06), ("int4-g128", 0.08)])
 def test_the_built_in_model_is_hardly_more_surprised(name: str, allowed: float) -> None:
-    plain, packed = (surprise(LLM(quant=quant)) for quant in ("none", name))
+    plain, packed, exact = surprise(LLM()), surprise(LLM(quant=name)), surprise(LLM(quant=name, exact_activations=True))
     assert 2 < plain < 5, "the text is not of the kind that it knows"
     assert abs(math.exp(packed - plain) - 1) < allowed
+    assert abs(math.exp(exact - plain) - 1) < allowed
 
 
 def test_an_adapter_changes_the_weights_before_they_are_packed(bloom: Tiny, tmp_path: Path) -> None:
@@ -137,3 +139,8 @@ def test_dtype_is_that_of_what_is_not_packed(bloom: Tiny, dtype: str) -> None:
         assert one.dtype in (ours.dtype, torch.uint8)
         if one.dtype == torch.uint8:
             assert torch.equal(one, other), name
+
+
+def test_exact_activations_are_refused_where_nothing_is_packed(bloom: Tiny) -> None:
+    with pytest.raises(UsageError, match="^exact_activations is for packed weights, and there are none: drop it"):
+        LLM(bloom.path, exact_activations=True)

@@ -45,6 +45,7 @@ class Engine:
         softmax_dtype: what attention's scores and softmax are computed in; None: as the fused kernel does.
         draft: a smaller decoder of the same vocabulary, which runs what strategies want of model 1. It has as many
             blocks of its own.
+        record: whether decoding steps may be recorded: not those of compiled blocks, whose calls nobody sees.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         softmax_dtype: torch.dtype | None = None,
         draft: Decoder | None = None,
+        record: bool = True,
     ) -> None:
         shapes = shapes or Shapes()
         blocks = blocks or max_batch_size * -(-max_seq_len // BLOCK)
         models = (decoder,) if draft is None else (decoder, draft)
         self.runners = tuple(
-            Runner(model, _cache(model, blocks, cache_dtype, shapes), shapes, softmax_dtype) for model in models
+            Runner(model, _cache(model, blocks, cache_dtype, shapes), shapes, softmax_dtype, record=record)
+            for model in models
         )
         self.beginning = beginning
         self.scheduler = Scheduler(

@@ -37,13 +37,15 @@ class EngineArguments(TypedDict, total=False):
     shapes: ShapesKind
     bucket: int | None
     graphs: GraphsKind
+    exact_activations: bool
     compile: bool
     warmup: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is run. None of them changes what is generated, but those that round otherwise: the two dtypes.
+    """How a model is run. None of them changes what is generated, but those that round otherwise: the two dtypes, and
+    exact_activations.
 
     Raises:
         UsageError: a value is out of its range, or contradicts another.
@@ -69,6 +71,8 @@ class EngineOptions:
     graphs: GraphsKind = "off"
     """Capture steps as graphs of a GPU: lazy those that decode, all those with prompts too. Refused where there are
     none: so far everywhere."""
+    exact_activations: bool = False
+    """With packed weights on a CPU, take tokens as they are instead of rounded to 8 bits: to compare, as it is slow."""
     compile: bool = False
     """Compile each block with torch.compile, all but its attention."""
     warmup: bool = False

@@ -21,12 +21,12 @@ class Recorded:
     Weights must stay where they are.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, *, possible: bool = True) -> None:
         self._decoder = decoder
         self._arena = Arena()
         self._seen: set[int] = set()  # numbers of rows that have run once: a recording must be worth its time
         self._steps: dict[int, _Step] = {}
-        self._possible = True
+        self._possible = possible
 
     def takes(self, rows: int, attend: CachedAttention) -> bool:
         """Whether a step of so many rows is one of a recording, or becomes one."""

@@ -34,17 +34,24 @@ class Runner:
     Args:
         shapes: how steps are padded; padding needs a cache with a scratch block.
         softmax: what attention's scores and softmax are computed in; None: as the fused kernel does.
+        record: whether decoding steps may be recorded.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, shapes: Shapes | None = None, softmax: torch.dtype | None = None
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        shapes: Shapes | None = None,
+        softmax: torch.dtype | None = None,
+        *,
+        record: bool = True,
     ) -> None:
         self.decoder = decoder
         self.cache = cache
         self.shapes = shapes or Shapes()
         self.softmax = softmax
         self.rule = decoder.attention_rule
-        self.recorded = Recorded(decoder)
+        self.recorded = Recorded(decoder, possible=record)
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Iterator[Result]:

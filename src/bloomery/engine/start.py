@@ -16,6 +16,7 @@ from bloomery.model.cache import Beginning
 from bloomery.model.decoder import Block, Decoder
 from bloomery.model.mlp import Experts
 from bloomery.ops.attention import BLOCK
+from bloomery.quant.swap import keep_activations_
 
 
 def start_engine(
@@ -37,6 +38,10 @@ def start_engine(
     if options.graphs != "off":
         why = "a CPU has none" if decoder.device.type == "cpu" else "those of a GPU are not captured yet"
         raise UsageError(f"graphs {options.graphs}: {why}; leave graphs off")
+    models = (decoder,) if draft is None else (decoder, draft)
+    exact = [keep_activations_(model) for model in models] if options.exact_activations else [True]
+    if not any(exact):
+        raise UsageError("exact_activations is for packed weights, and there are none: drop it, or give quant")
     shapes = choose_shapes(
         options.shapes,
         options.bucket,
@@ -57,9 +62,10 @@ def start_engine(
         shapes=shapes,
         cache_dtype=pick_dtype(options.cache_dtype),
         softmax_dtype=pick_dtype(options.softmax_dtype),
+        record=not options.compile,
     )
     if options.compile:
-        for model in (decoder,) if draft is None else (decoder, draft):
+        for model in models:
             compile_(model, fixed=options.shapes == "static")
     if options.warmup:
         logger.info("warmed up %d shapes of a step in %.2f s", len(shapes.steps()), engine.warm_up())

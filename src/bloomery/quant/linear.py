@@ -24,9 +24,11 @@ class QuantizedLinear(nn.Module):
         shape = scheme.packed_shape(outputs, inputs)
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.uint8, device=device), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs, device=device), requires_grad=False) if bias else None
+        self.rounds = True
+        """Whether tokens may be rounded to 8 bits, as our kernels do."""
 
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        if runs_natively(x):
+        if self.rounds and runs_natively(x):
             bits, group = self.scheme.bits, self.scheme.group or FILLED_UP
             return packed_linear(x, self.weight, self.bias, self.out_features, self.in_features, bits, group)
         return self._by_slices(x)

@@ -33,6 +33,14 @@ def swap_linears_(decoder: Decoder, scheme: Scheme) -> None:
             setattr(decoder.get_submodule(above), leaf, quantized(module, scheme, f"tensor '{name}.weight'"))
 
 
+def keep_activations_(decoder: Decoder) -> bool:
+    """Have packed layers take tokens as they are; whether there is one."""
+    packed = [module for module in decoder.modules() if isinstance(module, QuantizedLinear)]
+    for module in packed:
+        module.rounds = False
+    return bool(packed)
+
+
 class Weight(NamedTuple):
     """A parameter of a decoder: its shape before it is cut and packed, the scheme that packs it, and the name of the
     parameter of the plain model that has its numbers."""
