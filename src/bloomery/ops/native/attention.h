@@ -1,5 +1,6 @@
-/* Attention of a few queries to one block of keys and values: keys in fp32 and turned, so that sixteen of them are the
-   lanes of a vector. Knows no table of blocks. Included by level.inc.h once.
+/* Attention of a few queries to one block of keys and values. Keys have been turned, so that sixteen of them are the
+   lanes of a vector, and are in fp32, or in bf16 by pairs of dimensions. Knows no table of blocks. Included by
+   level.inc.h once.
 
    Every query goes through blocks of the same positions in order, and within them through dimensions, then through
    keys, one after the other: an output's bits depend on its query and its sequence alone. What a query does not see

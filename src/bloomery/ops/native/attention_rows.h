@@ -1,7 +1,6 @@
 /* Keys and values of a step: kept in their blocks, and read from them for attention. Included by level.inc.h once for
-   each dtype of the blocks, with KEEP, ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and
-   Number, its type; LOAD_ONE(p) and LOAD(p), PUT(p, x) and
-   STORE(p, x); SPLIT where a word of 32 bits holds two of them. */
+   each dtype of the blocks, with KEEP, ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and Number,
+   its type; LOAD_ONE(p) and LOAD(p), PUT(p, x) and STORE(p, x); SPLIT where a word of 32 bits holds two of them. */
 
 /* New keys and values of tokens n0 … n1 into their places. */
 static void KEEP(const Attention *a, long n0, long n1)
@@ -81,6 +80,7 @@ INLINE void FETCH(const Number *rows, long stride, long size, long count)
             __builtin_prefetch((const char *)(rows + key * stride) + byte, 0, 2);
 }
 
+/* pairs: queries and keys are multiplied as bf16, two dimensions at a time. */
 INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pairs)
 {
     const long size = a->size, padded = (size + 15) / 16 * 16, stride = a->kv_heads * size, count = t->last - t->first;

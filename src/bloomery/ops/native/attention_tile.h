@@ -1,5 +1,5 @@
-/* A tile of queries: read, put through one block after the other, and divided by the sum of its weights. Knows keys and
-   values only as they lie ready in fp32. Included by level.inc.h once.
+/* A tile of queries: read, put through a block, and in the end divided by the sum of its weights. Knows no table of
+   blocks. Included by level.inc.h once.
 
    Query i of a row and a head of keys: token i / shared, and the (i % shared)th of the heads that share these keys. */
 
