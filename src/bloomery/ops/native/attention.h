@@ -1,5 +1,6 @@
-/* Attention of a few queries to one block of keys and values: keys in fp32 and turned, so that sixteen of them are the
-   lanes of a vector. Knows no table of blocks. Included by level.inc.h once.
+/* Attention of a few queries to one block of keys and values. Keys have been turned, so that sixteen of them are the
+   lanes of a vector, and are in fp32, or in bf16 by pairs of dimensions. Knows no table of blocks. Included by
+   level.inc.h once.
 
    Every query goes through blocks of the same positions in order, and within them through dimensions, then through
    keys, one after the other: an output's bits depend on its query and its sequence alone. What a query does not see
@@ -48,22 +49,33 @@ typedef struct {
     Bias bias;
 } Seen;
 
+/* sum + q x of a dimension; with `pairs` of two of them, in bf16, whose products are exact in fp32. */
+INLINE Floats add_product(Floats sum, Floats q, Floats x, const int pairs)
+{
+#ifdef __AVX512BF16__
+    if (pairs)
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)q, (__m512bh)x);
+#endif
+    (void)pairs;
+    return sum + q * x;
+}
+
 /* scores[c][key] = query c · key, for keys of so many vectors. */
-INLINE void score_tile(const Seen *seen, const float *keys, float (*scores)[BLOCK], long size, const int queries,
-                       const int vectors)
+INLINE void score_tile(const Seen *seen, const float *keys, float (*scores)[BLOCK], long size, const int pairs,
+                       const int queries, const int vectors)
 {
     Floats sums[COLUMNS][ROWS];
     UNROLL for (int c = 0; c < queries; c++)
         UNROLL for (int v = 0; v < vectors; v++)
             sums[c][v] = all(0);
-    for (long d = 0; d < size; d++) {
+    for (long d = 0; d < (pairs ? (size + 1) / 2 : size); d++) {
         Floats x[ROWS];
         UNROLL for (int v = 0; v < vectors; v++)
             x[v] = load_fp32(keys + d * BLOCK + 16 * v);
         UNROLL for (int c = 0; c < queries; c++) {
             const Floats q = all(seen[c].query[d]);
             UNROLL for (int v = 0; v < vectors; v++)
-                sums[c][v] = sums[c][v] + q * x[v];
+                sums[c][v] = add_product(sums[c][v], q, x[v], pairs);
         }
     }
     UNROLL for (int c = 0; c < queries; c++)
@@ -71,14 +83,15 @@ INLINE void score_tile(const Seen *seen, const float *keys, float (*scores)[BLOC
             store_fp32(scores[c] + 16 * v, sums[c][v]);
 }
 
-INLINE void score(const Seen *seen, const float *keys, float (*scores)[BLOCK], long size, const int queries, long to)
+INLINE void score(const Seen *seen, const float *keys, float (*scores)[BLOCK], long size, const int pairs,
+                  const int queries, long to)
 {
     long v = 0;
     const long vectors = (to + 15) / 16;
     for (; v + ROWS <= vectors; v += ROWS)
-        score_tile(seen, keys + 16 * v, (float (*)[BLOCK])(scores[0] + 16 * v), size, queries, ROWS);
+        score_tile(seen, keys + 16 * v, (float (*)[BLOCK])(scores[0] + 16 * v), size, pairs, queries, ROWS);
     for (; v < vectors; v++)
-        score_tile(seen, keys + 16 * v, (float (*)[BLOCK])(scores[0] + 16 * v), size, queries, 1);
+        score_tile(seen, keys + 16 * v, (float (*)[BLOCK])(scores[0] + 16 * v), size, pairs, queries, 1);
 }
 
 INLINE Floats biased(Floats score, Ints place, const Seen *seen, long first)
@@ -153,8 +166,8 @@ INLINE void add(const Seen *seen, Values values, const int64_t dtype, float (*we
 }
 
 /* Neighbours share what they load: keys that all of them see. */
-INLINE void attend_together(const Seen *seen, const float *keys, Values values, const int64_t dtype, long first,
-                            long size, long padded, const int queries)
+INLINE void attend_together(const Seen *seen, const float *keys, const int pairs, Values values, const int64_t dtype,
+                            long first, long size, long padded, const int queries)
 {
     float scores[COLUMNS][BLOCK] __attribute__((aligned(64)));
     long from = 0, to = BLOCK, end = 0;
@@ -163,7 +176,7 @@ INLINE void attend_together(const Seen *seen, const float *keys, Values values, 
         to = least(seen[c].to, to);
         end = seen[c].to > end ? seen[c].to : end;
     }
-    score(seen, keys, scores, size, queries, end);
+    score(seen, keys, scores, size, pairs, queries, end);
     for (int c = 0; c < queries; c++)
         if (seen[c].from < seen[c].to)
             weigh(scores[c], &seen[c], first, padded);

@@ -1,7 +1,6 @@
 /* Keys and values of a step: kept in their blocks, and read from them for attention. Included by level.inc.h once for
-   each dtype of the blocks, with KEEP, ATTEND, TURN, UNPACK and FETCH as names; KEPT, the dtype, and
-   Number, its type; LOAD_ONE(p) and LOAD(p), PUT(p, x) and
-   STORE(p, x); SPLIT where a word of 32 bits holds two of them. */
+   each dtype of the blocks, with KEEP, ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and Number,
+   its type; LOAD_ONE(p) and LOAD(p), PUT(p, x) and STORE(p, x); SPLIT where a word of 32 bits holds two of them. */
 
 /* New keys and values of tokens n0 … n1 into their places. */
 static void KEEP(const Attention *a, long n0, long n1)
@@ -22,8 +21,9 @@ static void KEEP(const Attention *a, long n0, long n1)
         }
 }
 
-/* keys (BLOCK, stride) -> turned (size, BLOCK): the first `count`, and copies of the last up to the next sixteen. */
-INLINE void TURN(const Number *keys, long stride, long size, long count, float *turned)
+/* keys (BLOCK, stride) -> turned (size, BLOCK): the first `count`, and copies of the last up to the next sixteen. With
+   `pairs` words of two numbers as they are, (size / 2, BLOCK). */
+INLINE void TURN(const Number *keys, long stride, long size, long count, const int pairs, float *turned)
 {
     const long step = 16 / sizeof(Number), wide = 4 * SQUARES; /* numbers of four words, and keys at once */
     for (long key = 0; key < (count + 15) / 16 * 16; key += wide) {
@@ -39,16 +39,24 @@ INLINE void TURN(const Number *keys, long stride, long size, long count, float *
             UNROLL for (int i = 0; i < 4; i++) {
 #ifdef SPLIT
                 const Squares low = words[i] << 16, high = words[i] & 0xffff0000;
-                memcpy(turned + (d + 2 * i) * BLOCK + key, &low, sizeof low);
-                memcpy(turned + (d + 2 * i + 1) * BLOCK + key, &high, sizeof high);
-#else
-                memcpy(turned + (d + i) * BLOCK + key, &words[i], sizeof words[i]);
+                if (!pairs) {
+                    memcpy(turned + (d + 2 * i) * BLOCK + key, &low, sizeof low);
+                    memcpy(turned + (d + 2 * i + 1) * BLOCK + key, &high, sizeof high);
+                    continue;
+                }
 #endif
+                memcpy(turned + (pairs ? d / 2 + i : d + i) * BLOCK + key, &words[i], sizeof words[i]);
             }
         }
-        for (; d < size; d++)
-            for (int i = 0; i < wide; i++)
-                turned[d * BLOCK + key + i] = LOAD_ONE((const Number *)row[i] + d);
+        for (; d < size; d += pairs ? 2 : 1)
+            for (int i = 0; i < wide; i++) {
+                const Number *numbers = (const Number *)row[i] + d;
+                const Number pair[2] = {numbers[0], pairs && d + 1 < size ? numbers[1] : 0};
+                if (pairs)
+                    memcpy(turned + d / 2 * BLOCK + key + i, pair, sizeof *turned);
+                else
+                    turned[d * BLOCK + key + i] = LOAD_ONE(numbers);
+            }
     }
 }
 
@@ -72,17 +80,17 @@ INLINE void FETCH(const Number *rows, long stride, long size, long count)
             __builtin_prefetch((const char *)(rows + key * stride) + byte, 0, 2);
 }
 
-/* A tile's queries, for one head of keys and values. */
-static void ATTEND(const Attention *a, const Tile *t, long head)
+/* pairs: queries and keys are multiplied as bf16, two dimensions at a time. */
+INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pairs)
 {
     const long size = a->size, padded = (size + 15) / 16 * 16, stride = a->kv_heads * size, count = t->last - t->first;
     const long shared = a->heads / a->kv_heads, end = t->start + (t->last - 1) / shared + 1;
     const long begin = a->window ? t->start + t->first / shared - a->window + 1 : 0;
     const int few = count <= COLUMNS && size == padded; /* values are read once, and need not lie ready */
     float keys[size * BLOCK] __attribute__((aligned(64))), values[few ? 1 : BLOCK * padded] __attribute__((aligned(64)));
-    float sums[count * padded] __attribute__((aligned(64))), queries[count * size];
+    float sums[count * padded] __attribute__((aligned(64))), queries[count * (size + 1)];
     Softmax softmax[count];
-    begin_tile(a, t, head, queries, sums, softmax);
+    begin_tile(a, t, head, pairs, queries, sums, softmax);
     for (long first = begin > 0 ? begin / BLOCK * BLOCK : 0; first < end; first += BLOCK) {
         const int64_t *block = a->table + t->blocks + first / BLOCK;
         const long read = least(BLOCK, end - first), soon = least(BLOCK, end - first - BLOCK);
@@ -93,19 +101,32 @@ static void ATTEND(const Attention *a, const Tile *t, long head)
             FETCH(key + next, stride, size, soon);
             FETCH(value + next, stride, size, soon);
         }
-        TURN(key, stride, size, read, keys);
+        TURN(key, stride, size, read, pairs, keys);
         if (few)
-            attend_block(a, t, head, first, keys, (Values){value, stride}, KEPT, queries, sums, softmax);
+            attend_block(a, t, head, first, keys, pairs, (Values){value, stride}, KEPT, queries, sums, softmax);
         else {
             UNPACK(value, stride, size, read, padded, values);
-            attend_block(a, t, head, first, keys, (Values){values, padded}, FP32, queries, sums, softmax);
+            attend_block(a, t, head, first, keys, pairs, (Values){values, padded}, FP32, queries, sums, softmax);
         }
     }
     end_tile(a, t, head, sums, softmax);
 }
 
+/* A tile's queries, for one head of keys and values. */
+static void ATTEND(const Attention *a, const Tile *t, long head)
+{
+#if defined(SPLIT) && defined(__AVX512BF16__)
+    if (a->dtype == BF16) {
+        ATTEND_SO(a, t, head, 1);
+        return;
+    }
+#endif
+    ATTEND_SO(a, t, head, 0);
+}
+
 #undef KEEP
 #undef ATTEND
+#undef ATTEND_SO
 #undef TURN
 #undef UNPACK
 #undef KEPT

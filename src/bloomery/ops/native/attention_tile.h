@@ -1,15 +1,20 @@
-/* A tile of queries: read, put through one block after the other, and divided by the sum of its weights. Knows keys and
-   values only as they lie ready in fp32. Included by level.inc.h once.
+/* A tile of queries: read, put through a block, and in the end divided by the sum of its weights. Knows no table of
+   blocks. Included by level.inc.h once.
 
    Query i of a row and a head of keys: token i / shared, and the (i % shared)th of the heads that share these keys. */
 
-static void begin_tile(const Attention *a, const Tile *t, long head, float *queries, float *sums, Softmax *softmax)
+static void begin_tile(const Attention *a, const Tile *t, long head, const int pairs, float *queries, float *sums,
+                       Softmax *softmax)
 {
     const long size = a->size, padded = (size + 15) / 16 * 16, shared = a->heads / a->kv_heads;
     for (long i = t->first; i < t->last; i++, queries += size, sums += padded) {
         const long at = (t->token + i / shared) * a->query_token + (head * shared + i % shared) * a->query_head;
-        for (long d = 0; d < size; d++)
-            queries[d] = one(a->query, a->dtype, at + d);
+        if (pairs) {
+            queries[size / 2] = 0; /* behind the last of an odd number */
+            memcpy(queries, (const uint16_t *)a->query + at, size * sizeof(uint16_t));
+        } else
+            for (long d = 0; d < size; d++)
+                queries[d] = one(a->query, a->dtype, at + d);
         memset(sums, 0, padded * sizeof *sums);
         *softmax++ = (Softmax){-INFINITY, 0};
     }
@@ -31,8 +36,8 @@ static void end_tile(const Attention *a, const Tile *t, long head, const float *
 }
 
 /* All queries of a tile and one head of keys, in the block whose first position is `first`. */
-INLINE void attend_block(const Attention *a, const Tile *t, long head, long first, const float *keys, Values values,
-                         const int64_t dtype, const float *queries, float *sums, Softmax *softmax)
+INLINE void attend_block(const Attention *a, const Tile *t, long head, long first, const float *keys, const int pairs,
+                         Values values, const int64_t dtype, const float *queries, float *sums, Softmax *softmax)
 {
     const long size = a->size, padded = (size + 15) / 16 * 16, shared = a->heads / a->kv_heads;
     const long count = t->last - t->first;
@@ -58,9 +63,9 @@ INLINE void attend_block(const Attention *a, const Tile *t, long head, long firs
                 seen[c].bias.coarse_scale = *a->coarse_scale;
         }
         if (queries_here == COLUMNS)
-            attend_together(seen, keys, values, dtype, first, size, padded, COLUMNS);
+            attend_together(seen, keys, pairs, values, dtype, first, size, padded, COLUMNS);
         else
             for (long c = 0; c < queries_here; c++)
-                attend_together(seen + c, keys, values, dtype, first, size, padded, 1);
+                attend_together(seen + c, keys, pairs, values, dtype, first, size, padded, 1);
     }
 }

@@ -104,19 +104,19 @@ typedef struct {
 
 /* Attention of a step. Of its new keys and values each has a place in the blocks; strides are in numbers. */
 typedef struct {
-    const void *query;            /* (tokens, heads, size) */
-    const void *key, *value;      /* (tokens, kv_heads, size) */
-    void *out;                    /* (tokens, heads, size) */
-    void *keys, *values;          /* (blocks, BLOCK, kv_heads, size) */
-    const int64_t *places;        /* (tokens) */
-    const Tile *tile;             /* (tiles) */
-    const int64_t *table;         /* blocks of all rows */
-    const float *slopes;          /* (heads), or NULL: nothing is added to scores */
-    const float *coarse_scale;    /* NULL: slope x distance; else slope x position, rounded to bf16, times this */
+    const void *query;         /* (tokens, heads, size) */
+    const void *key, *value;   /* (tokens, kv_heads, size) */
+    void *out;                 /* (tokens, heads, size) */
+    void *keys, *values;       /* (blocks, BLOCK, kv_heads, size) */
+    const int64_t *places;     /* (tokens) */
+    const Tile *tile;          /* (tiles) */
+    const int64_t *table;      /* blocks of all rows */
+    const float *slopes;       /* (heads), or NULL: nothing is added to scores */
+    const float *coarse_scale; /* NULL: slope x distance; else slope x position, rounded to bf16, times this */
     int64_t query_token, query_head, key_token, key_head, value_token, value_head;
     int64_t tokens, tiles, heads, kv_heads, size;
-    int64_t window;               /* positions that a query sees, its own among them; 0: all */
-    int64_t dtype, kept_dtype;    /* of a step's, and of the blocks' */
+    int64_t window;            /* positions that a query sees, its own among them; 0: all */
+    int64_t dtype, kept_dtype; /* of a step's, and of the blocks' */
     int64_t level, threads;
 } Attention;
 

@@ -114,14 +114,21 @@ INLINE float lane_sum(Floats x)
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+INLINE Fours larger_fours(Fours a, Fours b)
+{
+    typedef int32_t IntFours __attribute__((vector_size(16)));
+    const IntFours mask = a > b;
+    return (Fours)(((IntFours)a & mask) | ((IntFours)b & ~mask));
+}
+
+/* The largest; NaN may be passed over. */
 INLINE float largest_lane(Floats x)
 {
     const Parts parts = {x};
-    const Fours *four = parts.fours;
-    float most = -__builtin_inff();
-    UNROLL for (int i = 0; i < 16; i++)
-        most = four[i / 4][i % 4] > most ? four[i / 4][i % 4] : most;
-    return most;
+    const Fours four = larger_fours(larger_fours(parts.fours[0], parts.fours[1]),
+                                    larger_fours(parts.fours[2], parts.fours[3]));
+    const float a = four[0] > four[1] ? four[0] : four[1], b = four[2] > four[3] ? four[2] : four[3];
+    return a > b ? a : b;
 }
 
 /* e^x for x <= 0, within 2 ulp; 0 below the logarithm of the smallest normal number; NaN stays NaN. As in Cephes: x = n

@@ -48,6 +48,7 @@
 
 #define KEEP keep_fp32
 #define ATTEND attend_fp32
+#define ATTEND_SO attend_fp32_so
 #define TURN turn_fp32
 #define UNPACK unpack_fp32
 #define FETCH fetch_fp32
@@ -61,6 +62,7 @@
 
 #define KEEP keep_bf16
 #define ATTEND attend_bf16
+#define ATTEND_SO attend_bf16_so
 #define TURN turn_bf16
 #define UNPACK unpack_bf16
 #define FETCH fetch_bf16
