@@ -30,7 +30,15 @@ setup(
             depends=sorted(glob("src/bloomery/ops/native/*.h")),
             # Never -march=native: wider instructions are chosen by each function when it runs.
             # Products are added without rounding in between where the processor can: -ffp-contract.
-            extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"],
+            extra_compile_args=[
+                "-std=gnu11",
+                "-O3",
+                "-ffp-contract=fast",
+                "-Wall",
+                "-Wextra",
+                "-Wno-psabi",
+                "-pthread",
+            ],
             extra_link_args=["-pthread", "-lm"],
             optional=True,  # without a compiler the pure Python paths serve, and `bloomery info` says so
         )

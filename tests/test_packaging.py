@@ -96,7 +96,7 @@ def test_wheel_holds_the_package_its_assets_and_the_library(tmp_path: Path) -> N
         pytest.skip("no C compiler")
     names = build_wheel(tmp_path)
     paths = [path for path in (ROOT / "src/bloomery").rglob("*") if path.is_file()]
-    files = {str(path.relative_to(ROOT / "src")) for path in paths if path.suffix not in {".c", ".so", ".pyc"}}
+    files = {str(path.relative_to(ROOT / "src")) for path in paths if path.suffix not in {".c", ".h", ".so", ".pyc"}}
     assert {"bloomery/assets/dickens/config.json", "bloomery/assets/dickens/model.safetensors"} <= files
     assert (files | {COMPILED}) <= names
     assert not {name for name in names if name.startswith("tests")}

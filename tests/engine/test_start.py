@@ -12,6 +12,7 @@ import torch
 from bloomery import LLM, SamplingParams, UsageError
 from bloomery.engine.options import EngineArguments
 from bloomery.model.decoder import Decoder
+from bloomery.ops import native
 from conftest import Tiny
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -32,8 +33,10 @@ def test_keys_and_values_are_kept_in_the_dtype_asked_for(either: Tiny, dtype: An
     assert dtype == "float32" or off > bits / 2**10
 
 
-def test_a_cpu_keeps_float32_unless_told_otherwise(bloom: Tiny) -> None:
-    assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.float32
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_are_kept_in_the_models_dtype_where_our_own_attention_runs(bloom: Tiny, dtype: Any) -> None:
+    ours = getattr(torch, dtype) if native.library() else torch.float32
+    assert LLM(bloom.path, dtype=dtype).engine.runner.cache.keys.dtype == ours
 
 
 def test_a_softmax_in_bfloat16_is_not_forced_off_in_fp32(either: Tiny) -> None:

@@ -13,7 +13,7 @@ from bloomery.model.decoder import Decoder
 from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, nbytes, parameter_count, weights_read
 from bloomery.ops import native
 from bloomery.ops.attention import BLOCK, Span
-from bloomery.ops.attention_native import has_native
+from bloomery.ops.choice import has_native
 from tiny import Tiny
 
 CPU = torch.device("cpu")

@@ -142,5 +142,5 @@ def test_dtype_is_that_of_what_is_not_packed(bloom: Tiny, dtype: str) -> None:
 
 
 def test_exact_activations_are_refused_where_nothing_is_packed(bloom: Tiny) -> None:
-    with pytest.raises(UsageError, match="^exact_activations is for packed weights, and there are none: drop it"):
+    with pytest.raises(UsageError, match=r"^exact_activations is for packed weights, and there are none: drop it"):
         LLM(bloom.path, exact_activations=True)

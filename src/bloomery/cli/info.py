@@ -31,7 +31,7 @@ from bloomery.model.cache import kv_dtype
 from bloomery.model.config import DecoderConfig
 from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, parameter_count
 from bloomery.ops import native
-from bloomery.ops.attention_native import has_native
+from bloomery.ops.choice import has_native
 from bloomery.progress import as_size
 from bloomery.quant.scheme import Scheme
 from bloomery.quant.swap import weights

@@ -16,6 +16,7 @@ from bloomery.model.cache import Beginning
 from bloomery.model.decoder import Block, Decoder
 from bloomery.model.mlp import Experts
 from bloomery.ops.attention import BLOCK
+from bloomery.ops.choice import prepare_to_compile
 from bloomery.quant.swap import keep_activations_
 
 
@@ -93,6 +94,7 @@ def compile_(decoder: Decoder, *, fixed: bool) -> None:
         raise UsageError(
             f"torch.compile does not work here ({reason}): install a C++ compiler, or drop compile"
         ) from None
+    prepare_to_compile()
     for block in cast(Iterable[Block], decoder.blocks):
         block.attn.forward = torch.compiler.disable(block.attn.forward)  # type: ignore[method-assign]
         if isinstance(block.mlp, Experts):

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional
 
-from bloomery.ops.linear import computes_natively
+from bloomery.ops.choice import computes_natively
 from bloomery.ops.native.calls import DTYPES, address, call
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

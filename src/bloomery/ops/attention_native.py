@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bloomery.ops import native
 from bloomery.ops.attention import BLOCK, Span
 from bloomery.ops.native.calls import DTYPES, address, call
 from bloomery.ops.position import AttentionRule
@@ -42,16 +41,6 @@ class Plan:
         self.tiles.copy_(other.tiles)
         self.table[: len(other.table)].copy_(other.table)
         return True
-
-
-def has_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether there is a kernel here for keys and values of this dtype."""
-    return device.type == "cpu" and dtype in DTYPES and native.library() is not None
-
-
-def runs_natively(x: Tensor) -> bool:
-    """Whether there is one for these, now: it has no gradients."""
-    return torch.is_inference_mode_enabled() and has_native(x.dtype, x.device)
 
 
 def plan_step(spans: list[Span], rule: AttentionRule, kv_heads: int, threads: int) -> Plan:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from bloomery.ops.linear import computes_natively
+from bloomery.ops.choice import computes_natively
 from bloomery.ops.native.calls import DTYPES, address, call
 
 

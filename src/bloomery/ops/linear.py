@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bloomery.ops import native
+from bloomery.ops.choice import runs_natively
 from bloomery.ops.native.calls import DTYPES, address, call
 
 _OPS = torch.library.Library("bloomery", "FRAGMENT")
@@ -21,17 +21,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():  # it sees one operation; calling it so costs 5 µs more
         return torch.ops.bloomery.linear(x, weight, bias)
     return _linear(x, weight, bias)
-
-
-def computes_natively(x: Tensor) -> bool:
-    """As `runs_natively`, of what torch.compile does better itself: it makes one loop of several small operations."""
-    return runs_natively(x) and not torch.compiler.is_compiling()
-
-
-def runs_natively(x: Tensor) -> bool:
-    """Whether what is computed from `x` is computed by our own kernels."""
-    on_cpu = x.dtype in DTYPES and x.device.type == "cpu"
-    return on_cpu and torch.is_inference_mode_enabled() and native.library() is not None
 
 
 @torch.library.impl(_OPS, "linear", "CPU")

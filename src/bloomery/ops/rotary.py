@@ -6,7 +6,7 @@ Knows no module. Letters as in `position.py`.
 import torch
 from torch import Tensor
 
-from bloomery.ops.linear import computes_natively
+from bloomery.ops.choice import computes_natively
 from bloomery.ops.native.calls import DTYPES, address, call
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bloomery.ops.linear import runs_natively
+from bloomery.ops.choice import runs_natively
 from bloomery.ops.packed import packed_linear
 from bloomery.quant.pack import pack, unpacked_slices
 from bloomery.quant.scheme import FILLED_UP, Scheme

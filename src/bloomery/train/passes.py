@@ -12,6 +12,7 @@ from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 from bloomery.model.decoder import Block, Decoder
+from bloomery.ops.choice import prepare_to_compile
 
 
 def add_dropout_(decoder: Decoder, part: float) -> None:
@@ -45,6 +46,7 @@ def compile_(decoder: Decoder) -> None:
     On a CPU all but its attention, which is matrix products already (`ops/causal`): code of it would be made for every
     layer and every count of bands, and after eight of them none.
     """
+    prepare_to_compile()
     for block in cast(Iterable[Block], decoder.blocks):
         if decoder.device.type == "cpu":
             block.attn.forward = torch.compiler.disable(block.attn.forward)  # type: ignore[method-assign]
