@@ -12,6 +12,7 @@ import torch
 from bloomery import LLM, SamplingParams, UsageError
 from bloomery.engine.options import EngineArguments
 from bloomery.model.decoder import Decoder
+from bloomery.ops import native
 from conftest import Tiny
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -32,7 +33,12 @@ def test_keys_and_values_are_kept_in_the_dtype_asked_for(either: Tiny, dtype: An
     assert dtype == "float32" or off > bits / 2**10
 
 
-def test_a_cpu_keeps_float32_unless_told_otherwise(bloom: Tiny) -> None:
+def test_a_cpu_keeps_the_models_dtype_where_there_are_kernels_for_it(
+    bloom: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.library() is not None:
+        assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.bfloat16
+    monkeypatch.setattr(native, "library", lambda: None)
     assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.float32
 
 
