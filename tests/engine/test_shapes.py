@@ -15,6 +15,7 @@ from bloomery.engine.shapes import HEAD_AT_ONCE, Shapes, choose_shapes
 from bloomery.engine.start import start_engine
 from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
+from bloomery.model import cache
 from conftest import Tiny
 from drive import TOLERANCE, load
 from tiny import SHAPES
@@ -80,6 +81,12 @@ def test_dynamic_shapes_pad_nothing() -> None:
         assert shapes.reach(count) == 0
 
 
+@pytest.fixture
+def without_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own reads what there is, whatever the shapes; PyTorch's attention has some."""
+    monkeypatch.setattr(cache, "runs_natively", lambda x: False)
+
+
 class Seen:
     """The shapes of an engine's steps."""
 
@@ -116,6 +123,7 @@ def requests(count: int) -> list[Any]:
     return [*texts, *(Scoring(prompt, len(prompt) - 1) for prompt in prompts if 1 < len(prompt) < 100)]
 
 
+@pytest.mark.usefixtures("without_our_kernel")
 @pytest.mark.parametrize("step", [50, 512])
 def test_static_steps_have_three_shapes_all_of_which_warming_up_runs(bloom: Tiny, step: int) -> None:
     options = EngineOptions(shapes="static", max_batch_size=5, max_step_tokens=step)
@@ -130,6 +138,7 @@ def test_static_steps_have_three_shapes_all_of_which_warming_up_runs(bloom: Tiny
     assert seen.logits <= {5, min(5 + chunk, HEAD_AT_ONCE)}
 
 
+@pytest.mark.usefixtures("without_our_kernel")
 @pytest.mark.parametrize(("bucket", "step"), [(16, 50), (64, 200), (7, 20)])
 def test_bucketed_steps_have_shapes_that_warming_up_runs(bloom: Tiny, bucket: int, step: int) -> None:
     options = EngineOptions(shapes="bucket", bucket=bucket, max_batch_size=6, max_step_tokens=step)
@@ -143,6 +152,7 @@ def test_bucketed_steps_have_shapes_that_warming_up_runs(bloom: Tiny, bucket: in
     assert {length for length, _ in seen.attended if length > 1} <= set(range(bucket, step + bucket, bucket))
 
 
+@pytest.mark.usefixtures("without_our_kernel")
 def test_dynamic_steps_have_more_shapes_than_either(bloom: Tiny) -> None:
     """What the two tests above count is not the same anyway."""
     engine = start_engine(load(bloom.path), EngineOptions(max_batch_size=5), max_seq_len=256)

@@ -12,8 +12,8 @@ from bloomery.errors import UsageError
 from bloomery.model.config import DecoderConfig
 from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
 from bloomery.ops.attention_native import attend_natively, plan_step
-from bloomery.ops.choice import has_native, runs_natively
 from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
+from bloomery.ops.choice import has_native, runs_natively
 from bloomery.ops.position import AttentionRule
 
 

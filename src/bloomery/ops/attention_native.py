@@ -13,7 +13,7 @@ from bloomery.ops.attention import BLOCK, Span
 from bloomery.ops.native.calls import DTYPES, address, call
 from bloomery.ops.position import AttentionRule
 
-TILE = 32
+TILE = 64
 """Most queries that go through a block together: what making its keys and values ready costs is shared among them."""
 LEAST_TILE = 4
 """Queries that share what they load; smaller tiles, made so that every thread has one, would save nothing."""
