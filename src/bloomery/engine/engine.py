@@ -1,6 +1,7 @@
 """The loop around scheduler and runner: ids in, ids out. Serves every way of generating; never sees a string."""
 
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -17,6 +18,7 @@ from bloomery.errors import BloomeryError
 from bloomery.model.cache import Beginning, KVCache, kv_dtype
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import BLOCK
+from bloomery.ops.native.calls import torch_alone
 
 
 @dataclass
@@ -136,7 +138,8 @@ class Engine:
         """
         self._stepping = True
         try:
-            return self._step()
+            with torch_alone() if self.runner.native else nullcontext():
+                return self._step()
         finally:
             self._stepping = False
             for request in self._aborted:

@@ -3,12 +3,12 @@
 Saves the time that Python takes to say the same things at every step. Knows no request.
 """
 
-import torch
 from torch import Tensor
 
 from bloomery.log import logger
 from bloomery.model.cache import CachedAttention
 from bloomery.model.decoder import Decoder
+from bloomery.ops.native.calls import thread_count
 from bloomery.ops.native.tape import Arena, NotNative, Tape
 
 ROWS = 64
@@ -57,12 +57,12 @@ class _Step:
     def __init__(self, decoder: Decoder, ids: Tensor, positions: Tensor, attend: CachedAttention, arena: Arena) -> None:
         self._ids, self._positions = ids, positions
         self._attend = attend.with_room()
-        self.threads = torch.get_num_threads()
+        self.threads = thread_count()
         self.tape = Tape(lambda: decoder(self._ids, self._positions, self._attend), arena)
 
     def follow(self, ids: Tensor, positions: Tensor, attend: CachedAttention) -> bool:
         """Take another step's inputs; False where they do not fit."""
-        if self.threads != torch.get_num_threads() or not self._attend.follow(attend):
+        if self.threads != thread_count() or not self._attend.follow(attend):
             return False
         self._ids.copy_(ids)
         self._positions.copy_(positions)

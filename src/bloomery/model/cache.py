@@ -14,6 +14,7 @@ from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
 from bloomery.ops.attention_native import attend_natively, plan_step
 from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
 from bloomery.ops.choice import has_native, runs_natively
+from bloomery.ops.native.calls import thread_count
 from bloomery.ops.position import AttentionRule
 
 
@@ -112,7 +113,7 @@ class CachedAttention:
         keys = cache.keys
         self.plan = self.groups = None
         if runs_natively(keys) and softmax in (None, torch.float32):
-            self.plan = plan_step(spans, rule, keys.shape[-2], torch.get_num_threads())
+            self.plan = plan_step(spans, rule, keys.shape[-2], thread_count())
         else:
             # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
             self.groups = group_spans(spans, rule, keys.device, together=keys.device.type != "cpu")

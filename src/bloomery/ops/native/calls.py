@@ -2,6 +2,8 @@
 
 import ctypes
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,6 +26,30 @@ class Written(NamedTuple):
 
 WRITTEN: ContextVar[Written | None] = ContextVar("written", default=None)
 """None unless calls are being written down."""
+THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
+"""Of kernels, where PyTorch has another number; see `torch_alone`."""
+
+
+def thread_count() -> int:
+    """Threads of kernels: as many as PyTorch has, or had outside of `torch_alone`."""
+    return THREADS.get() or torch.get_num_threads()
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """PyTorch computes on the calling thread alone, kernels on as many threads as before.
+
+    PyTorch's threads stay awake for milliseconds after each of its larger operations, and keep from the next kernel the
+    cores that it needs (docs/log.md).
+    """
+    before = torch.get_num_threads()
+    token = THREADS.set(thread_count())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        THREADS.reset(token)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -41,10 +67,10 @@ def call(name: str, *fields: int, level: int | None = None, threads: int | None 
     Args:
         fields: numbers, and addresses of tensors, which the caller keeps alive.
         level: of instructions; None takes the highest this processor has.
-        threads: at most so many; None takes as many as PyTorch.
+        threads: at most so many; None takes `thread_count()`.
     """
     level = native.level() if level is None else level
-    threads = torch.get_num_threads() if threads is None else threads
+    threads = thread_count() if threads is None else threads
     kernel, packed = _kernel(name), struct.pack(f"{len(fields) + 2}q", *fields, level, threads)
     kernel(packed)
     if (written := WRITTEN.get()) is not None:
