@@ -37,9 +37,6 @@ from bloomery.text.stream import TextStream
 from bloomery.text.words import spaced_ids, word_ids
 
 T = TypeVar("T")
-CHECK_FP32 = 1.0
-"""What a step of several rows costs more than one of a single row, in steps: with PyTorch's fp32 products on a CPU two
-to eight rows take twice as long, in bf16 no longer (docs/log.md)."""
 
 
 @dataclass
@@ -238,8 +235,7 @@ class LLM:
             raise UsageError("the model has no tokenizer.json: stop strings need one")
         text = self._text(ids, params)
         cost = None if self.draft is None else nbytes(weights_read(self.draft)) / nbytes(weights_read(self.decoder))
-        check = CHECK_FP32 if (self.dtype, self.device.type) == (torch.float32, "cpu") else 0.0
-        strategy = build_strategy(ids, params, self.folder.eos_ids, text, cost, check)
+        strategy = build_strategy(ids, params, self.folder.eos_ids, text, cost)
         return _Job(index, strategy, Request(strategy))
 
     def _text(self, prompt: list[int], params: SamplingParams) -> TextStream:

@@ -20,14 +20,12 @@ def build_strategy(
     eos_ids: tuple[int, ...] = (),
     matcher: Matcher | None = None,
     draft: float | None = None,
-    check: float = 0.0,
 ) -> Generating:
     """What generates as `params` say.
 
     Args:
         matcher: watches the text, and forks with it.
         draft: what a step of the draft model costs, as a part of one of the model; None: there is no draft.
-        check: what a step of the model with guesses costs beside one without, as a part of it.
 
     Raises:
         UsageError: an option cannot be met behind this prompt, or with a draft, or without one.
@@ -37,7 +35,7 @@ def build_strategy(
             f"num_assistant_tokens is {params.num_assistant_tokens}, and there is no draft model to make them: name a "
             "draft, or leave it out"
         )
-    strategy = _choosing(prompt, params, eos_ids, matcher, draft, check)
+    strategy = _choosing(prompt, params, eos_ids, matcher, draft)
     if params.guided:
         strategy = Guided(strategy, list(params.negative_prompt_ids or prompt[-1:]), params.guidance_scale)
     if params.prompt_logprobs is not None:
@@ -51,14 +49,13 @@ def _choosing(
     eos_ids: tuple[int, ...],
     matcher: Matcher | None,
     draft: float | None,
-    check: float,
 ) -> Generating:
     """What runs a text, or several, and chooses their tokens."""
     if draft is not None and params.num_assistant_tokens != 0:
         _check_beside_draft(params)
-        return Speculative(prompt, params, eos_ids, matcher, draft=draft, check=check)
+        return Speculative(prompt, params, eos_ids, matcher, draft=draft)
     if params.prompt_lookup_num_tokens is not None:
-        return Speculative(prompt, params, eos_ids, matcher, check=check)
+        return Speculative(prompt, params, eos_ids, matcher)
     if params.num_beam_groups > 1:
         return DiverseBeams(prompt, params, eos_ids, matcher)
     if params.force_words_ids:

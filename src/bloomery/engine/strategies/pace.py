@@ -12,18 +12,17 @@ class Pace:
     """As many guesses as give the most tokens for what they cost, or a pause where that is none.
 
     With a part `a` of guesses right, a step with d guesses gives (1 - a^(d+1)) / (1 - a) tokens (Leviathan et al. 2023,
-    equation 1), for the cost of 1 + `check` + d × `cost` steps without. After a pause one guess is tried. Nothing but
+    equation 1), for the cost of 1 + d × `cost` steps without. After a pause one guess is tried. Nothing but
     the text's own past counts, so that a text is the same beside whatever else runs.
 
     Args:
         most: guesses of one step, at least 1.
         cost: of one guess, as a part of what a step of the model costs.
-        check: what a step with guesses costs beside one without, however many they are.
     """
 
-    def __init__(self, most: int, cost: float, check: float = 0.0) -> None:
+    def __init__(self, most: int, cost: float) -> None:
         self._most = most if cost < 1 else 0  # what costs a step cannot save one
-        self._cost, self._check = cost, check
+        self._cost = cost
         self._right, self._tried = EXPECTED, 1.0
         self._pause, self._next_pause = 0, SHORTEST
 
@@ -48,5 +47,5 @@ class Pace:
         gains, tokens = [1.0], 1.0
         for count in range(1, self._most + 1):
             tokens += part**count
-            gains.append(tokens / (1 + self._check + count * self._cost))
+            gains.append(tokens / (1 + count * self._cost))
         return gains.index(max(gains))

@@ -55,7 +55,6 @@ class Speculative(Sampling):
 
     Args:
         draft: what a step of the draft costs, as a part of one of the model; None: guesses are looked up.
-        check: what a step of the model with guesses costs beside one without, as a part of it.
 
     Raises:
         UsageError: an option cannot be met behind this prompt.
@@ -69,11 +68,10 @@ class Speculative(Sampling):
         matcher: Matcher | None = None,
         *,
         draft: float | None = None,
-        check: float = 0.0,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         super().__init__(prompt, params, eos_ids, matcher, clock)
-        self._draft, self._checking = draft, check
+        self._draft = draft
         self._width = 1 if draft is None else 2  # sequences of a text
         self._tries: dict[int, _Try] = {}  # of each text, once the prompt has been run
         self._drafting = False
@@ -126,10 +124,10 @@ class Speculative(Sampling):
         params = self.rules.params
         if self._draft is None:
             assert params.prompt_lookup_num_tokens is not None
-            pace = Pace(params.prompt_lookup_num_tokens, CHECKING, self._checking)
+            pace = Pace(params.prompt_lookup_num_tokens, CHECKING)
             return _Try(Lookup(params.max_matching_ngram_size or DEFAULT_NGRAM), pace, given=1)
         most = params.num_assistant_tokens or DEFAULT_ASSISTANT_TOKENS
-        pace = Pace(most, self._draft + CHECKING, self._checking)
+        pace = Pace(most, self._draft + CHECKING)
         return _Try(Draft(text.choice, len(self.rules.prompt) if self.seats > 1 else 0), pace, given=1)
 
     def _begin(self, text: Continuation, one: _Try) -> None:
