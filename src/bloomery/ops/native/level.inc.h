@@ -1,8 +1,17 @@
 /* Every kernel, for the level of the file that includes this: KERNELS is the name of its table, and ROWS by COLUMNS
-   (1, 2 or 4) a tile whose sums fit into its registers. */
+   a tile of attention whose sums fit into its registers. */
 
 #include "kernels.h"
 #include "lanes.h"
+#include "sums.h"
+
+/* The tile of linear_rows.h, in registers of which AVX-512 has 32 and others 16. */
+#define OUTPUTS 4
+#if WIDTH == 64
+#define TOKENS 4
+#else
+#define TOKENS 2
+#endif
 
 #define FEW 16 /* tokens up to which weights are read from memory once, rather than from the second cache */
 
@@ -11,9 +20,9 @@
 #define TILES tiles_fp32
 #define REST rest_fp32
 #define Number float
-#define STEP 16
-#define Vector Floats
-#define LOAD load_fp32
+#define STEP (WIDTH / 4)
+#define Vector Sum
+#define LOAD sum_fp32
 #define DOT(sum, w, x) ((sum) + (w) * (x))
 #define LOAD_ONE(p) (*(p))
 #define STORE_ONE(p, x) (*(p) = (x))
@@ -29,11 +38,11 @@
 #define STEP 32
 #define Vector __m512bh
 #define LOAD(p) ((__m512bh)_mm512_loadu_si512(p))
-#define DOT(sum, w, x) ((Floats)_mm512_dpbf16_ps((__m512)(sum), w, x))
+#define DOT(sum, w, x) ((Sum)_mm512_dpbf16_ps((__m512)(sum), w, x))
 #else
-#define STEP 16
-#define Vector Floats
-#define LOAD load_bf16
+#define STEP (WIDTH / 4)
+#define Vector Sum
+#define LOAD sum_bf16
 #define DOT(sum, w, x) ((sum) + (w) * (x))
 #endif
 #define LOAD_ONE one_bf16

@@ -2,7 +2,7 @@
    KERNEL, TILE, TILES and REST as names; Number, and STEP of them at a time as a Vector; LOAD(p), DOT(sum, w, x) and
    LOAD_ONE(p), STORE_ONE(p, x).
 
-   A tile is ROWS outputs of COLUMNS tokens at most, whose sums stay in registers while all of k goes by. Each sum has
+   A tile is OUTPUTS by TOKENS at most, whose sums stay in registers while all of k goes by. Each sum has
    its own lanes, which are added up in the end in one order: an output's bits depend on its weights and its token
    alone. */
 
@@ -19,12 +19,12 @@ INLINE void TILE(const Linear *l, long n, long m, const int rows, const int colu
     const long k = l->k;
     const Number *w = (const Number *)l->weight + n * k, *x = (const Number *)l->x + m * k, *bias = l->bias;
     Number *y = (Number *)l->y + m * l->n + n;
-    Floats sums[COLUMNS][4];
-    Vector a[ROWS];
+    Sum sums[TOKENS][4];
+    Vector a[OUTPUTS];
     long i = 0;
     UNROLL for (int c = 0; c < columns; c++)
         UNROLL for (int r = 0; r < 4; r++)
-            sums[c][r] = all(0);
+            sums[c][r] = (Sum){0};
     for (; i + STEP <= k; i += STEP) {
         UNROLL for (int r = 0; r < rows; r++) {
             a[r] = LOAD(w + r * k + i);
@@ -48,7 +48,7 @@ INLINE void TILE(const Linear *l, long n, long m, const int rows, const int colu
     }
     UNROLL for (int c = 0; c < columns; c++) {
         float out[4];
-        sum_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3], out);
+        add_up(sums[c][0], sums[c][1], sums[c][2], sums[c][3], out);
         UNROLL for (int r = 0; r < rows; r++)
             STORE_ONE(y + c * l->n + r, bias ? out[r] + LOAD_ONE(bias + n + r) : out[r]);
     }
@@ -56,20 +56,20 @@ INLINE void TILE(const Linear *l, long n, long m, const int rows, const int colu
 
 INLINE void TILES(const Linear *l, long n, long m, long rows, long columns, const int ahead)
 {
-    if (rows < ROWS) { /* the last outputs of all */
+    if (rows < OUTPUTS) { /* the last outputs of all */
         for (long c = 0; c < columns; c++)
             for (long r = 0; r < rows; r++)
                 TILE(l, n + r, m + c, 1, 1, 0);
         return;
     }
     switch (columns) {
-    case 1: TILE(l, n, m, ROWS, 1, ahead); break;
-#if COLUMNS >= 2
-    case 2: TILE(l, n, m, ROWS, 2, ahead); break;
+    case 1: TILE(l, n, m, OUTPUTS, 1, ahead); break;
+#if TOKENS >= 2
+    case 2: TILE(l, n, m, OUTPUTS, 2, ahead); break;
 #endif
-#if COLUMNS >= 4
-    case 3: TILE(l, n, m, ROWS, 3, ahead); break;
-    case 4: TILE(l, n, m, ROWS, 4, ahead); break;
+#if TOKENS >= 4
+    case 3: TILE(l, n, m, OUTPUTS, 3, ahead); break;
+    case 4: TILE(l, n, m, OUTPUTS, 4, ahead); break;
 #endif
     }
 }
@@ -77,13 +77,13 @@ INLINE void TILES(const Linear *l, long n, long m, long rows, long columns, cons
 static void KERNEL(const Linear *l, long n0, long n1, long m0, long m1)
 {
     if (m1 - m0 <= FEW) /* weights come from memory once, and wait in the first cache for the next tokens */
-        for (long n = n0; n < n1; n += ROWS)
-            for (long m = m0; m < m1; m += COLUMNS)
-                TILES(l, n, m, least(n1 - n, ROWS), least(m1 - m, COLUMNS), 1);
+        for (long n = n0; n < n1; n += OUTPUTS)
+            for (long m = m0; m < m1; m += TOKENS)
+                TILES(l, n, m, least(n1 - n, OUTPUTS), least(m1 - m, TOKENS), 1);
     else
-        for (long m = m0; m < m1; m += COLUMNS)
-            for (long n = n0; n < n1; n += ROWS)
-                TILES(l, n, m, least(n1 - n, ROWS), least(m1 - m, COLUMNS), 0);
+        for (long m = m0; m < m1; m += TOKENS)
+            for (long n = n0; n < n1; n += OUTPUTS)
+                TILES(l, n, m, least(n1 - n, OUTPUTS), least(m1 - m, TOKENS), 0);
 }
 
 #undef KERNEL
