@@ -164,7 +164,7 @@ def test_a_step_that_is_stopped_ends_its_requests_and_no_other(
         raise stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner.decoder, "forward", stopped)
+        patch.setattr("bloomery.engine.runner.CachedAttention", stopped)
         with pytest.raises(stop):
             engine.step()
     ended = engine.lost()

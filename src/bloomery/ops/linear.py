@@ -14,7 +14,7 @@ _OPS = torch.library.Library("bloomery", "FRAGMENT")
 _OPS.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, added up in fp32: (..., K), (N, K), (N,) -> (..., N), all of one dtype."""
     if not runs_natively(x):
         return functional.linear(x, weight, bias)

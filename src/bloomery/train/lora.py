@@ -10,7 +10,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
 from bloomery.checkpoint.adapter import join, split
 from bloomery.errors import UsageError
@@ -19,6 +19,7 @@ from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.layout import shapes
+from bloomery.ops.linear import linear
 from bloomery.train.recipe.lora_options import ALL, TARGETS, LoraOptions
 
 

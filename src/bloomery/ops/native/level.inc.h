@@ -13,7 +13,8 @@
 #define TOKENS 2
 #endif
 
-#define FEW 16 /* tokens up to which weights are read from memory once, rather than from the second cache */
+#define AHEAD 2048 /* bytes that are fetched before they are wanted, as in stream_read.c */
+#define FEW 16     /* tokens up to which weights are read from memory once, rather than from the second cache */
 
 #define KERNEL linear_fp32
 #define TILE tile_fp32
@@ -49,6 +50,7 @@
 #define STORE_ONE put_bf16
 #include "linear_rows.h"
 
+#include "bytes.h"
 #include "linear_packed.h"
 #include "rows.h"
 

@@ -1,138 +1,11 @@
 /* y = x w^T + bias, with weights packed into panels of 16 outputs (quant/pack.py has the format). Included by
-   level.inc.h, after lanes.h.
+   level.inc.h, after bytes.h.
 
    Tokens are rounded to 8 bits, group by group, each group with its own scale, so that products are added up as whole
    numbers, in lanes of an output each: exactly, in whatever order. What is left of rounding happens once a group, in the
    order of the groups: an output's bits depend on its weights and its token alone. */
 
-typedef uint8_t Octets __attribute__((vector_size(64)));
 typedef int8_t Signed __attribute__((vector_size(16)));
-typedef uint16_t Pairs __attribute__((vector_size(64)));
-
-#define PANEL 16
-#define AHEAD 2048 /* bytes */
-
-/* ---- sums of 16 outputs: four products of bytes at a time are added to each ---- */
-
-#if defined(__AVX512VNNI__)
-#define OFFSET 128 /* of weights of 8 bits: the instruction takes unsigned ones */
-#define MOST 8     /* tokens at a time */
-typedef __m512i Sums;
-
-INLINE Sums sums_of(int32_t first)
-{
-    return _mm512_set1_epi32(first);
-}
-
-INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
-{
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm512_dpbusd_epi32(sums, (__m512i)w, _mm512_set1_epi32(four));
-}
-
-INLINE Octets as_bytes(Octets w)
-{
-    return w ^ OFFSET;
-}
-
-INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
-{
-    return add_nibbles(sums, w, x);
-}
-
-INLINE Floats as_floats(Sums sums)
-{
-    return (Floats)_mm512_cvtepi32_ps(sums);
-}
-#elif defined(__AVX2__)
-#define OFFSET 0
-#define MOST 2
-typedef struct {
-    __m256i low, high;
-} Sums;
-typedef union {
-    Octets all;
-    __m256i half[2];
-} Halved;
-
-INLINE Sums sums_of(int32_t first)
-{
-    return (Sums){_mm256_set1_epi32(first), _mm256_set1_epi32(first)};
-}
-
-/* Pairs of products fit into 16 bits: at most 2 * 15 * 127, or 2 * 127 * 127. */
-INLINE __m256i add_half(__m256i sums, __m256i w, __m256i x)
-{
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
-
-INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
-{
-    const Halved halved = {w};
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    const __m256i all = _mm256_set1_epi32(four);
-    return (Sums){add_half(sums.low, halved.half[0], all), add_half(sums.high, halved.half[1], all)};
-}
-
-INLINE Octets as_bytes(Octets w)
-{
-    return w;
-}
-
-INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
-{
-    const Halved halved = {w};
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    const __m256i all = _mm256_set1_epi32(four), size = _mm256_abs_epi8(all);
-    return (Sums){add_half(sums.low, size, _mm256_sign_epi8(halved.half[0], all)),
-                  add_half(sums.high, size, _mm256_sign_epi8(halved.half[1], all))};
-}
-
-INLINE Floats as_floats(Sums sums)
-{
-    const __m256 low = _mm256_cvtepi32_ps(sums.low), high = _mm256_cvtepi32_ps(sums.high);
-    Floats x;
-    memcpy(&x, &low, sizeof low);
-    memcpy((char *)&x + sizeof low, &high, sizeof high);
-    return x;
-}
-#else
-#define OFFSET 0
-#define MOST 1
-typedef Ints Sums;
-
-INLINE Sums sums_of(int32_t first)
-{
-    return (Ints){} + first;
-}
-
-INLINE Sums add_nibbles(Sums sums, Octets w, const int8_t *x)
-{
-    for (int j = 0; j < 4; j++) /* byte j of each lane */
-        sums += (Ints)((Words)w >> 8 * j & 0xff) * x[j];
-    return sums;
-}
-
-INLINE Octets as_bytes(Octets w)
-{
-    return w;
-}
-
-INLINE Sums add_bytes(Sums sums, Octets w, const int8_t *x)
-{
-    for (int j = 0; j < 4; j++)
-        sums += ((Ints)((Words)w << (24 - 8 * j)) >> 24) * x[j];
-    return sums;
-}
-
-INLINE Floats as_floats(Sums sums)
-{
-    return __builtin_convertvector(sums, Floats);
-}
-#endif
 
 /* ---- tokens: rounded to 8 bits ---- */
 
@@ -235,10 +108,8 @@ INLINE void panel8(const Packed *p, const uint8_t *panel, long n, long m, const 
         Sums sums[MOST];
         UNROLL for (int c = 0; c < tokens; c++)
             sums[c] = sums_of(first_sums(p, m + c)[g]);
-        for (long i = 0; i < p->group; i += 4, w += sizeof(Octets), x += 4) {
-            Octets block;
-            memcpy(&block, w, sizeof block);
-            block = as_bytes(block);
+        for (long i = 0; i < p->group; i += 4, w += BLOCK_BYTES, x += 4) {
+            const Weights block = as_bytes(load_weights(w));
             __builtin_prefetch(w + AHEAD);
             UNROLL for (int c = 0; c < tokens; c++)
                 sums[c] = add_bytes(sums[c], block, x + c * size);
@@ -265,13 +136,11 @@ INLINE void panel4(const Packed *p, const uint8_t *panel, long n, long m, const 
         UNROLL for (int c = 0; c < tokens; c++)
             sums[c] = sums_of(first_sums(p, m + c)[g]);
         w += 2 * PANEL;
-        for (long i = 0; i < p->group; i += 8, w += sizeof(Octets), x += 8) {
-            Octets block;
-            memcpy(&block, w, sizeof block);
-            const Octets low = block & 15, high = (Octets)((Pairs)block >> 4) & 15;
+        for (long i = 0; i < p->group; i += 8, w += BLOCK_BYTES, x += 8) {
+            const Weights block = load_weights(w), low = low_halves(block), high = high_halves(block);
             __builtin_prefetch(w + AHEAD);
             UNROLL for (int c = 0; c < tokens; c++)
-                sums[c] = add_nibbles(add_nibbles(sums[c], low, x + c * size), high, x + c * size + 4);
+                sums[c] = add_halves(add_halves(sums[c], low, x + c * size), high, x + c * size + 4);
         }
         UNROLL for (int c = 0; c < tokens; c++)
             y[c] += as_floats(sums[c]) * (scales * token_scales(p, m + c)[g]);
