@@ -15,6 +15,7 @@ from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import build_processors, likely_culprits
 from bloomery.engine.strategy import FinishReason, Matcher, Strategy, Token
 from bloomery.errors import BloomeryError
+from bloomery.ops.largest import largest
 from bloomery.ops.random import fresh_seed
 
 
@@ -70,7 +71,7 @@ class Rules:
     def check_numbers(self, logits: Tensor, where: str) -> None:
         """Raises BloomeryError where a model gave what is no number, unless that is to be gone on from."""
         # A NaN is the maximum of anything.
-        if not (self.params.remove_invalid_values or math.isfinite(logits.max())):
+        if not (self.params.remove_invalid_values or math.isfinite(largest(logits)[0])):
             raise BloomeryError(
                 f"the model gave logits that are not finite {where}: "
                 "try dtype float32, and 'bloomery verify' on the checkpoint"
@@ -121,7 +122,7 @@ class Continuation:
             for process in self.rules.processors:
                 rows = process(history, rows)
             rows = _without(forbidden, rows)  # last: what replaces infinities would allow all again
-        if not math.isfinite(rows.max()):
+        if not math.isfinite(largest(rows)[0]):
             raise NoTokenLeft(
                 f"no token is left to choose at generated token {len(self)}: try it without "
                 f"{likely_culprits(self.rules.params) or 'the options that change logits'}"

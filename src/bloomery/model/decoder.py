@@ -14,7 +14,7 @@ from bloomery.model.attention import Angles, Attend, Attention
 from bloomery.model.config import DecoderConfig, RotaryConfig
 from bloomery.model.layers import LayerNorm, Linear, RMSNorm
 from bloomery.model.mlp import Experts, Mlp
-from bloomery.ops.activation import add
+from bloomery.ops.activation import add, widened
 from bloomery.ops.embedding import embed
 from bloomery.ops.position import AttentionRule, alibi_slopes, rotary_frequencies, scale_by_wavelength
 from bloomery.ops.rotary import rotary_angles
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(W, E) -> (W, V) in fp32. Apart from `forward`, so that nobody needs a full [T, V] tensor."""
-        return self.head(hidden).float()
+        return widened(self.head(hidden))
 
     @property
     def attention_rule(self) -> AttentionRule:

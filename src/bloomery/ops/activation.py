@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,11 +33,18 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return _each(x, "none", None, y) if computes_natively(x) else x + y
 
 
-def _each(x: Tensor, activation: str, times: Tensor | None, plus: Tensor | None) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """The same numbers in fp32."""
+    if x.dtype == torch.float32:
+        return x
+    return _each(x, "none", None, None, wide=True) if computes_natively(x) else x.float()
+
+
+def _each(x: Tensor, activation: str, times: Tensor | None, plus: Tensor | None, *, wide: bool = False) -> Tensor:
     x, times, plus = x.contiguous(), _contiguous(times), _contiguous(plus)
-    out = x.new_empty(x.shape)
+    out = x.new_empty(x.shape, dtype=torch.float32 if wide else x.dtype)
     addresses = address(x), address(times), address(plus), address(out)
-    call("each", *addresses, x.numel(), _NUMBERS[activation], DTYPES[x.dtype])
+    call("each", *addresses, x.numel(), _NUMBERS[activation], wide, DTYPES[x.dtype])
     return out
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from bloomery.ops import native
-from bloomery.ops.activation import _NUMBERS, ACTIVATIONS, activate, add
+from bloomery.ops.activation import _NUMBERS, ACTIVATIONS, activate, add, widened
 from bloomery.ops.embedding import embed
+from bloomery.ops.largest import largest
 from bloomery.ops.native.calls import DTYPES, address, call
 from bloomery.ops.norm import layer_norm, rms_norm
 from bloomery.ops.rotary import rotary_angles, rotate
@@ -76,7 +77,7 @@ def test_activations_equal_float64(count, name, dtype, level):
     x[-3:] = torch.tensor(NOT_FINITE[: len(x[-3:])])
     times, plus, out = make(count, dtype=dtype), make(count, dtype=dtype, seed=1), torch.full_like(x, 7)
     addresses = address(x), address(times), address(plus), address(out)
-    call("each", *addresses, count, _NUMBERS[name], DTYPES[dtype], level=level)
+    call("each", *addresses, count, _NUMBERS[name], 0, DTYPES[dtype], level=level)
     exact = ACTIVATIONS[name](x.double()) * times.double() + plus.double()
     size = exact.abs() + (times.double() * x.double()).abs() + plus.double().abs()
     finite = exact.isfinite()
@@ -131,3 +132,34 @@ def test_heads_are_turned_as_by_pytorch(dtype, groups, shared, size, half):
             ours = rotate(part, *rotary_angles(places, frequencies, like))
         assert ((ours - exact).abs() <= ROUNDING[dtype] * (exact.abs() + 10)).all()
         assert torch.equal(ours[..., 2 * half :], part.flatten(1, 2)[..., 2 * half :])
+
+
+@levels
+@pytest.mark.parametrize("count", [1, 5, 16, 17, 16384, 16385, 50_000])
+def test_the_largest_is_the_first_of_the_largest(count, level):
+    for seed, change in enumerate((lambda x: x, torch.round, lambda x: x.fill_(-torch.inf), lambda x: x.abs().neg())):
+        x = change(make(count, dtype=torch.float32, seed=seed))
+        parts = -(-count // 16384)
+        values, places = torch.empty(parts + 1), torch.empty(parts + 1, dtype=torch.int64)
+        call("largest", address(x), address(values), address(places), count, level=level)
+        assert float(values[-1]) == float(x.max())
+        assert int(places[-1]) == int((x == x.max()).nonzero()[0])
+        for place in {0, count // 2, count - 1}:
+            one = x.clone()
+            one[place] = torch.nan
+            call("largest", address(one), address(values), address(places), count, level=level)
+            assert values[-1].isnan()
+
+
+def test_the_largest_of_logits_is_pytorchs():
+    x = make(250_880, dtype=torch.float32)
+    with torch.inference_mode():
+        assert largest(x) == (float(x.max()), int(x.argmax()))
+        assert largest(x[::2]) == (float(x[::2].max()), int(x[::2].argmax()))
+
+
+def test_widened_numbers_are_the_same():
+    x = make(3, 37, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(widened(x), x.float())
+        assert widened(x.float()).dtype == torch.float32

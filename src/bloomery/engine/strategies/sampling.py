@@ -12,6 +12,7 @@ from bloomery.engine.continuation import Continuation, Rules, reported
 from bloomery.engine.params import SamplingParams
 from bloomery.engine.strategy import Decision, FinishReason, Matcher, Row, Said
 from bloomery.ops.draw import inverse_cdf
+from bloomery.ops.largest import largest
 from bloomery.ops.random import uniform
 
 
@@ -102,7 +103,7 @@ class Sampling:
 
     def _choose(self, text: Text, processed: Tensor) -> int:
         if self.rules.params.temperature == 0:
-            return int(processed.argmax())
+            return largest(processed)[1]
         return inverse_cdf(processed, uniform(self.rules.seed, len(text.continuation), text.choice))
 
     def _add(self, text: Text, chosen: int, raw: Tensor) -> None:

@@ -178,6 +178,27 @@ void bloomery_attention(const Attention *a)
     bloomery_share(attend_part, a, a->tiles * a->kv_heads, a->threads);
 }
 
+static void largest_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Largest *c = grid->call;
+    const long begin = part * LARGEST_PART;
+    grid->kernels->largest(c->x, begin, least(begin + LARGEST_PART, c->count), c->largest + part, c->places + part);
+}
+
+void bloomery_largest(const Largest *c)
+{
+    const Grid grid = grid_of(c, c->level, LARGEST_PART, 0);
+    const long parts = count(c->count, LARGEST_PART);
+    bloomery_share(largest_part, &grid, parts, c->threads);
+    long best = 0;
+    for (long i = 1; i < parts; i++) /* NaN is not less than anything, and nothing is more than it */
+        if (c->largest[best] < c->largest[i] || c->largest[i] != c->largest[i])
+            best = i;
+    c->largest[parts] = c->largest[best];
+    c->places[parts] = c->places[best];
+}
+
 /* Calls that have been written down: each kernel, and the address of its fields. */
 void bloomery_replay(void (*const *kernels)(const void *), const void *const *fields, long calls)
 {

@@ -56,9 +56,21 @@ typedef struct {
     const void *x, *times, *plus; /* (count); the last two may be NULL */
     void *y;                      /* (count) */
     int64_t count, activation;
-    int64_t dtype; /* of all of them */
+    int64_t wide;  /* y is fp32 */
+    int64_t dtype; /* of the others */
     int64_t level, threads;
 } Each;
+
+#define LARGEST_PART 16384 /* numbers */
+
+/* The largest of some numbers, and the first place where it is; NaN where one of them is. */
+typedef struct {
+    const float *x;  /* (count), at least one */
+    float *largest;  /* of each part of LARGEST_PART numbers, then of all: one more */
+    int64_t *places; /* as many */
+    int64_t count;
+    int64_t level, threads;
+} Largest;
 
 /* Rows places[m] of a table, plus row m of another; NaN where the table has no such row. */
 typedef struct {
@@ -128,6 +140,7 @@ typedef struct {
     void (*packed4)(const Packed *p, long n0, long n1, long m0, long m1);
     void (*norm)(const Norm *c, long m0, long m1);
     void (*each)(const Each *c, long begin, long end);
+    void (*largest)(const float *x, long begin, long end, float *value, int64_t *place);
     void (*gather)(const Gather *c, long m0, long m1);
     void (*rotate)(const Rotate *c, long m0, long m1);
     void (*keep[DTYPES])(const Attention *a, long n0, long n1);

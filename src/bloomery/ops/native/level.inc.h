@@ -93,6 +93,7 @@ const Kernels KERNELS = {
     .packed4 = packed4,
     .norm = norm,
     .each = each,
+    .largest = largest,
     .gather = gather,
     .rotate = rotate,
     .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16},

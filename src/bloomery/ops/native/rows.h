@@ -121,8 +121,45 @@ INLINE void each_some(const Each *c, long begin, long end, const int64_t activat
             y *= load_some(c->times, i, end - i, dtype);
         if (c->plus)
             y += load_some(c->plus, i, end - i, dtype);
-        store_some(c->y, i, end - i, dtype, y);
+        store_some(c->y, i, end - i, c->wide ? FP32 : dtype, y);
     }
+}
+
+/* Which number, and where first: each lane remembers the first place of its own largest. */
+static void largest(const float *x, long begin, long end, float *value, int64_t *place)
+{
+    const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    Floats most = all(-__builtin_inff());
+    Ints places = lanes, nan = {};
+    long i = begin;
+    for (; i + LANES <= end; i += LANES) {
+        const Floats here = load_fp32(x + i);
+        const Ints more = here > most;
+        most = choose(more, here, most);
+        places = (more & (lanes + (int32_t)(i - begin))) | (~more & places);
+        nan |= here != here;
+    }
+    *value = -__builtin_inff();
+    *place = begin;
+    int found = 0, missing = 0;
+    for (int lane = 0; lane < LANES && i > begin; lane++) {
+        const long at = begin + places[lane];
+        missing |= nan[lane] != 0;
+        if (!found || most[lane] > *value || (most[lane] == *value && at < *place)) {
+            *value = most[lane];
+            *place = at;
+            found = 1;
+        }
+    }
+    for (; i < end; i++) {
+        missing |= x[i] != x[i];
+        if (x[i] > *value) {
+            *value = x[i];
+            *place = i;
+        }
+    }
+    if (missing)
+        *value = __builtin_nanf("");
 }
 
 static void each(const Each *c, long begin, long end)
