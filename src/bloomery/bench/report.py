@@ -80,7 +80,9 @@ def lines(values: Values) -> list[str]:
     """For people."""
     asked = values["asked"]
     run = f"{asked['rounds']} rounds of {asked['requests']} texts, {values['batch']} at once"
-    model = (values["model"], f"{values['dtype']} on {values['device']}", values["engine"])
+    scheme = values.get("quant", "none")
+    form = values["dtype"] if scheme == "none" else f"{scheme}, else {values['dtype']},"
+    model = (values["model"], f"{form} on {values['device']}", values["engine"])
     found = [
         " · ".join((*model, f"{values['machine']['threads']} threads")),
         f"{run}, {asked['prompt_length']} + {asked['new_tokens']} tokens",
