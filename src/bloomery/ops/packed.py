@@ -1,7 +1,7 @@
 """Linear layers with weights packed into 8 or 4 bits: our own kernels, for inference on a CPU. Knows no module.
 
 Tokens are rounded to 8 bits within each call, group by group of inputs, so that products are of whole numbers
-(`quant/pack.py` has the format of the weights).
+(`quant/scheme.py` has the format of the weights).
 """
 
 import torch

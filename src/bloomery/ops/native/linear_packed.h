@@ -1,4 +1,4 @@
-/* y = x w^T + bias, with weights packed into panels of 16 outputs (quant/pack.py has the format). Included by
+/* y = x w^T + bias, with weights packed into panels of 16 outputs (quant/scheme.py has the format). Included by
    level.inc.h, after bytes.h.
 
    Tokens are rounded to 8 bits, group by group, each group with its own scale, so that products are added up as whole
