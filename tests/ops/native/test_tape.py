@@ -43,8 +43,44 @@ def test_an_arena_grows_and_keeps_what_it_gave():
     for numbers in given:
         assert (numbers == len(numbers)).all()
         assert numbers.data_ptr() % 64 == 0 or not len(numbers)
+        assert arena.has(numbers) or not len(numbers)
+    assert not arena.has(torch.ones(3))
     arena.rewind()
     assert arena.take((10,), torch.bfloat16).data_ptr() == given[0].data_ptr()
+
+
+def test_an_arena_takes_back_what_nobody_has():
+    arena = Arena()
+    first, other = arena.take((5, 4), torch.float32), arena.take((5, 4), torch.float32)
+    place, view = first.data_ptr(), first[2:].flatten()
+    del first
+    assert arena.take((20,), torch.float32).data_ptr() != place, "a view of it is there"
+    del view
+    assert arena.take((40,), torch.bfloat16).data_ptr() == place
+    arena.rewind()
+    first = arena.take((20,), torch.float32)
+    second = arena.take((20,), torch.float32)
+    assert second.data_ptr() == other.data_ptr()
+    del other  # of the tape before: not to be given now
+    assert arena.take((20,), torch.float32).data_ptr() not in (first.data_ptr(), second.data_ptr())
+
+
+def test_a_tape_needs_no_more_memory_for_more_of_the_same():
+    x, weight = torch.randn(3, 40), torch.randn(40, 40)
+
+    def layers(count: int) -> torch.Tensor:
+        y = x
+        for _ in range(count):
+            y = add(y, activate(linear(y, weight, None), "gelu"))
+        return y
+
+    used = []
+    for count in (4, 40):
+        arena = Arena()
+        tape = Tape(lambda count=count: layers(count), arena)
+        assert torch.equal(tape.play(), layers(count))
+        used.append(arena._used)
+    assert used[0] == used[1]
 
 
 def test_tensors_live_as_long_as_their_tape():

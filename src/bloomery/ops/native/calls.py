@@ -2,7 +2,7 @@
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -18,10 +18,10 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class Written(NamedTuple):
-    """What `tape` writes down: each kernel with its fields, and the tensors whose addresses they hold."""
+    """What `tape` writes down: each kernel with its fields. Who has written is told of the tensors that they name."""
 
     calls: list[tuple[Any, bytes]]
-    tensors: list[Tensor]
+    keep: Callable[[Tensor], None]
 
 
 WRITTEN: ContextVar[Written | None] = ContextVar("written", default=None)
@@ -57,7 +57,7 @@ def address(tensor: Tensor | None) -> int:
     if tensor is None:
         return 0
     if (written := WRITTEN.get()) is not None:
-        written.tensors.append(tensor)
+        written.keep(tensor)
     return tensor.data_ptr()
 
 

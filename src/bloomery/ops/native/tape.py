@@ -6,6 +6,8 @@ would be missing when it is played, so it is refused.
 
 import ctypes
 import math
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +33,10 @@ class NotNative(Exception):
 
 
 class Arena:
-    """Memory for what is made on the way, the same for all tapes of which one at a time is played."""
+    """Memory for what is made on the way, the same for all tapes of which one at a time is played.
+
+    What a tensor held is taken again once nobody has it: all layers use the same few pages, which stay in the cache.
+    """
 
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
@@ -40,17 +45,33 @@ class Arena:
     def rewind(self) -> None:
         """Begin at the beginning, for the next tape."""
         self._chunk, self._used = 0, 0
+        # By size. One for each tape: what an earlier one had is this one's to give already.
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The next numbers, whatever they are."""
+        """Numbers, whatever they are, that no living tensor has which was taken since the beginning."""
         size = math.prod(shape) * dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        free = self._free[-(-size // ALIGNMENT) * ALIGNMENT]
+        place = free.pop() if free else self._next(size)
+        memory = (ctypes.c_char * size).from_address(place)
+        weakref.finalize(memory, free.append, place).atexit = False  # when no tensor or view of one is left
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+    def _next(self, size: int) -> int:
         while self._chunk < len(self._chunks) and self._used + size > len(self._chunks[self._chunk]):
             self._chunk, self._used = self._chunk + 1, 0
         if self._chunk == len(self._chunks):
             self._chunks.append(torch.empty(max(CHUNK, size), dtype=torch.uint8))
-        numbers = self._chunks[self._chunk][self._used : self._used + size].view(dtype).view(shape)
+        place = self._chunks[self._chunk].data_ptr() + self._used
         self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return numbers
+        return place
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of its own."""
+        place = tensor.data_ptr()
+        return any(chunk.data_ptr() <= place < chunk.data_ptr() + len(chunk) for chunk in self._chunks)
 
 
 class Tape:
@@ -68,19 +89,24 @@ class Tape:
         handle = native.library()
         assert handle is not None, "without the library nothing is native"
         arena.rewind()
-        self._written = Written([], [])
-        token = WRITTEN.set(self._written)
+        self._arena = arena
+        self._tensors: list[Tensor] = []  # what it reads that lies elsewhere
+        calls: list[tuple[Any, bytes]] = []
+        token = WRITTEN.set(Written(calls, self._keep))
         try:
             with _Watch(arena):
                 self.result = function()
         finally:
             WRITTEN.reset(token)
-        calls = self._written.calls
         pointers = ctypes.c_void_p * len(calls)
         self._fields = [ctypes.create_string_buffer(fields, len(fields)) for _, fields in calls]
         self._arguments = pointers(*(ctypes.addressof(fields) for fields in self._fields))
         self._kernels = pointers(*(ctypes.cast(kernel, ctypes.c_void_p).value for kernel, _ in calls))
         self._replay = handle.bloomery_replay
+
+    def _keep(self, tensor: Tensor) -> None:
+        if not self._arena.has(tensor):
+            self._tensors.append(tensor)
 
     def play(self) -> Tensor:
         """Compute again: the same tensor every time."""
