@@ -108,8 +108,9 @@ class LLM:
         self.draft = None
         if draft is not None:
             fits = self.folder, self.tokenizer, self.max_seq_len - taken
-            self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token)
-        self.decoder = load_decoder(self.folder, *placed, added, self._scheme)
+            huge = options.huge_pages
+            self.draft = load_draft(draft, *fits, *placed, offline=offline, token=token, huge_pages=huge)
+        self.decoder = load_decoder(self.folder, *placed, added, self._scheme, huge_pages=options.huge_pages)
         self.prompts = PromptReader(self.tokenizer, self.decoder.config.vocab_size, self.max_seq_len - taken, taken)
         self.grammars = Grammars(self.tokenizer, self.decoder.config.vocab_size, self.folder.eos_ids)
         beginning = virtual.beginning(self.decoder) if virtual else None

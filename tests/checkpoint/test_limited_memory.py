@@ -1,4 +1,5 @@
-"""A model larger than the memory there is can be converted: one tensor at a time, under a limit the kernel holds."""
+"""A model larger than the memory there is can be converted, one tensor at a time, and run, from where it is mapped,
+under a limit the kernel holds."""
 
 import json
 import shutil
@@ -13,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bloomery.checkpoint.convert import FILE_BYTES
 from bloomery.checkpoint.folder import Folder, read_folder
 from bloomery.families import FAMILIES
 from bloomery.model import layout
-from stores import tensors_of
+from stores import make_store, tensors_of
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +129,22 @@ def test_a_store_larger_than_memory_is_exported(large: Folder, limited: Limited,
     for name, tensor in tensors_of(large).items():
         assert torch.equal(written[name], tensor), name
     shutil.rmtree(tmp_path / "model")
+
+
+def test_a_model_larger_than_memory_generates_from_where_it_is_mapped(
+    large: Folder, limited: Limited, tmp_path: Path
+) -> None:
+    """Of another family than BLOOM a store does; and its tokens are those that there would be with enough memory."""
+    if large.family.name != "bloom":
+        large = make_store(large, tmp_path / "store", file_bytes=FILE_BYTES)
+    words = bloomery(
+        "generate", "--ids", "5 6 7 8", "--model", str(large.path), "--max-new-tokens", "3", "--ignore-eos"
+    )
+    done = limited.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 3
+    assert done.stdout == subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    shutil.rmtree(tmp_path / "store", ignore_errors=True)
 
 
 def test_the_limit_holds(limited: Limited) -> None:

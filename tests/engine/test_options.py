@@ -56,6 +56,7 @@ GIVEN: EngineArguments = {
     "compile": True,
     "warmup": True,
     "exact_activations": True,
+    "huge_pages": True,
 }
 
 
@@ -74,7 +75,7 @@ def test_recipe_environment_and_command_line_have_them_all(
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     written = ('shapes = "bucket"', "bucket = 48", "max_seq_len = 256", "max_batch_size = 2", "compile = true")
-    recipe.write_text("\n".join((*written, "exact_activations = true")))
+    recipe.write_text("\n".join((*written, "exact_activations = true", "huge_pages = true")))
     monkeypatch.setenv("BLOOMERY_CACHE_DTYPE", "float16")
     monkeypatch.setenv("BLOOMERY_WARMUP", "true")
     monkeypatch.setenv("BLOOMERY_SOFTMAX_DTYPE", "float32")

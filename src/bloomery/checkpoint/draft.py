@@ -23,6 +23,7 @@ def load_draft(
     *,
     offline: bool = False,
     token: str | None = None,
+    huge_pages: bool = False,
 ) -> Decoder:
     """The decoder of a draft.
 
@@ -31,6 +32,7 @@ def load_draft(
         base: the model that it is for.
         tokenizer: the model's; None where it has none.
         positions: of the longest text.
+        huge_pages: as in `load_decoder`.
 
     Raises:
         UsageError: there is no such model, its tokens are others, or its context is too short.
@@ -52,7 +54,7 @@ def load_draft(
             "max_seq_len to that, or choose another draft"
         )
     _refuse_other_tokens(folder, base, tokenizer)
-    return load_decoder(folder, dtype, device)
+    return load_decoder(folder, dtype, device, huge_pages=huge_pages)
 
 
 def _refuse_other_tokens(folder: Folder, base: Folder, tokenizer: Tokenizer | None) -> None:

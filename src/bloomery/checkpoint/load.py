@@ -3,16 +3,23 @@
 Knows nothing of tokenizers and engines.
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from bloomery.checkpoint.adapter import Adapter
 from bloomery.checkpoint.folder import Folder
+from bloomery.checkpoint.header import Kind
+from bloomery.checkpoint.huge import HugePages, aligned
 from bloomery.checkpoint.merge import MergedTensors
 from bloomery.checkpoint.precision import refuse_overflow
 from bloomery.checkpoint.quantized import PackedTensors, scheme_of
 from bloomery.checkpoint.store import open_tensors
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
+from bloomery.devices import memory_left
+from bloomery.errors import UsageError
 from bloomery.log import logger
 from bloomery.model.decoder import Decoder
 from bloomery.progress import as_size
@@ -27,6 +34,8 @@ def load_decoder(
     device: torch.device | str = "cpu",
     adapter: Adapter | None = None,
     scheme: Scheme | None = None,
+    *,
+    huge_pages: bool = False,
 ) -> Decoder:
     """Build the decoder on `meta` and hand it the folder's tensors.
 
@@ -39,10 +48,12 @@ def load_decoder(
             fp16).
         adapter: merged into the weights that it changes.
         scheme: packs the linear layers of a plain model. Those of a store of packed weights are as they are there.
+        huge_pages: copies all of them, on a CPU, into large pages instead of mapping any.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, there twice, of another shape, too large for `dtype` or cannot
             be packed, or a file cannot be read.
+        UsageError: there are no huge pages here, or there is no memory left for a copy.
     """
     device = torch.device(device)
     config = folder.config if adapter is None else adapter.config
@@ -62,15 +73,23 @@ def load_decoder(
         tensors = MergedTensors(tensors, folder, adapter, dtype if scheme is None else torch.float32)
     if scheme is not None and stored is None:
         tensors = PackedTensors(tensors, config, scheme, str(folder.path))
-    for name, empty in list(decoder.named_parameters()):
+    kinds = {
+        name: Kind(dtype if empty.is_floating_point() else empty.dtype, tuple(empty.shape))
+        for name, empty in decoder.named_parameters()
+    }
+    pages = _huge_pages(kinds.values(), device) if huge_pages else None
+    for name, (wanted, shape) in kinds.items():
         kept = tensors.read(name)
-        wanted = dtype if empty.is_floating_point() else empty.dtype
-        # One copy at most, also of a transposed view of another dtype.
-        tensor = kept.to(device=device, dtype=wanted, memory_format=torch.contiguous_format).contiguous()
+        if pages is not None:
+            tensor = pages.take(shape, wanted).copy_(kept)
+        else:  # one copy at most, also of a transposed view of another dtype
+            tensor = kept.to(device=device, dtype=wanted, memory_format=torch.contiguous_format).contiguous()
         refuse_overflow(kept, tensor, f"{folder.path}: tensor '{name}'")
         del kept
         _assign(decoder, name, tensor)
         tensors.release(name)
+    if pages is not None:
+        logger.info("weights were copied: %s", pages)
     if scheme is not None and stored is None:
         _say(decoder, scheme)
     if config.tied_head and scheme is None:
@@ -81,6 +100,20 @@ def load_decoder(
 def natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What a checkpoint kept in `dtype` runs in on a device, unless another is asked for."""
     return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def _huge_pages(kinds: Iterable[Kind], device: torch.device) -> HugePages:
+    """Room for a copy of all weights."""
+    if device.type != "cpu":
+        raise UsageError(f"huge_pages is for weights on a CPU, and these go to {device}: drop it")
+    size = sum(aligned(math.prod(shape) * dtype.itemsize) for dtype, shape in kinds)
+    left = memory_left(device)
+    if left is not None and size > left:
+        raise UsageError(
+            f"huge_pages needs {as_size(size)} for a copy of the weights, and {as_size(left)} of memory are left: drop "
+            "it, and they are read from the file as far as they are needed"
+        )
+    return HugePages(size)
 
 
 def _say(decoder: Decoder, scheme: Scheme) -> None:

@@ -38,6 +38,7 @@ class EngineArguments(TypedDict, total=False):
     bucket: int | None
     graphs: GraphsKind
     exact_activations: bool
+    huge_pages: bool
     compile: bool
     warmup: bool
 
@@ -73,6 +74,9 @@ class EngineOptions:
     none: so far everywhere."""
     exact_activations: bool = False
     """With packed weights on a CPU, take tokens as they are instead of rounded to 8 bits: to compare, as it is slow."""
+    huge_pages: bool = False
+    """Copy the weights once into memory of large pages, which a CPU reads faster; else they are mapped from the file,
+    shared with other processes, and need not fit into memory."""
     compile: bool = False
     """Compile each block with torch.compile, all but its attention."""
     warmup: bool = False

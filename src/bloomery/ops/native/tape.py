@@ -121,6 +121,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.arena = arena
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of PyTorch's: otherwise the first call would import its compiler, 66 MB and a second of it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self:  # flatten, reshape and their like consist of others, which copy or do not
             out = func.decompose(*args, **(kwargs or {}))
