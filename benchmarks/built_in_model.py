@@ -9,7 +9,6 @@ exit status is 0 when all could be measured, whatever the figures are; what is l
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from quality.table import as_tables
 
 from bloomery import LLM
 from bloomery.data.documents import read_texts
+from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError, UsageError
 from bloomery.log import configure, logger
 from bloomery.model.size import parameter_count
@@ -65,6 +65,7 @@ def main() -> int:
     configure()
     torch.set_num_threads(options.threads)
     try:
+        make_folder_of(options.to)
         texts = Texts(options.train, options.held_out)
         llm = LLM(options.model, max_batch_size=options.samples)
         held_out = HeldOut(LLM(options.model, dtype="float32"), options.held_out)
@@ -90,7 +91,7 @@ def main() -> int:
         except BloomeryError as error:
             logger.error("%s: %s", name, error)
             results["not_measured"][name] = str(error)
-        write(options.to, results)
+        save_json(options.to, results)
     for name, why in results["left_out"].items():
         logger.warning("%s is left out: %s", name, why)
     print(as_tables(results))
@@ -153,14 +154,6 @@ def read_samples(llm: LLM, held_out: HeldOut, texts: Texts, options: argparse.Na
         "drawn": drawn,
         "held_out_stretches": judge(llm, compared, texts.training, known),
     }
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Beside and renamed, after every part: what was measured is not lost with the next one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 def _text_row(file: Path, text: str) -> dict[str, Any]:

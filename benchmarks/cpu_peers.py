@@ -23,7 +23,6 @@ to stdout, everything measured into a JSON file, and a picture beside it.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -47,6 +46,7 @@ from bloomery.bench.bandwidth import read_bandwidth
 from bloomery.bench.machine import machine, physical_cores
 from bloomery.checkpoint.folder import read_folder
 from bloomery.devices import memory_left
+from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError
 from bloomery.log import configure, logger
 from bloomery.model.size import parameter_count
@@ -70,14 +70,15 @@ def main() -> int:
         failed = install(options.peers, tuple({ENGINES[name].venv for name in options.engines}))
         left_out |= {n: f"not installed: {failed[e.venv]}" for n, e in chosen(options) if e.venv in failed}
     try:
+        make_folder_of(options.to)
         with tempfile.TemporaryDirectory(prefix="cpu-peers-") as scratch:
             work = (options.work or Path(scratch)) / Path(options.shape).stem
             work.mkdir(parents=True, exist_ok=True)
             results = compare(options, work, Path(scratch), left_out)
+        save_json(options.to, results)
     except BloomeryError as error:
         logger.error("%s", error)
         return 1
-    write(options.to, results)
     draw(results, options.to.with_suffix(".png"))
     print(as_tables(results))
     return 0
@@ -206,14 +207,6 @@ def ruler(threads: int) -> dict[str, float]:
     """What the machine can do now: reading memory, and products of matrices."""
     read = read_bandwidth([torch.ones(RULER_BYTES // 4)], threads, None)
     return {"gb_per_s": read.gb_per_s, "bf16_tflops": measured_peak(torch.device("cpu"), torch.bfloat16).tflops}
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

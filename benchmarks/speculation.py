@@ -11,7 +11,6 @@ one before it. The table goes to stdout, everything measured into a JSON file.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -28,6 +27,7 @@ from bloomery import LLM, SamplingParams
 from bloomery.bench.bandwidth import cpu_name
 from bloomery.checkpoint.export import export_decoder
 from bloomery.completion import Completion
+from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
 from bloomery.model.init import RESIDUAL
@@ -55,13 +55,14 @@ def main() -> int:
     options = parse()
     torch.set_num_threads(options.threads)
     try:
+        make_folder_of(options.to)
         with tempfile.TemporaryDirectory(prefix="speculation-") as folder:
             cases = prepare(options, Path(folder))
             results = {"machine": machine(options), "options": said(options), "cases": measure(cases, options)}
+        save_json(options.to, results)
     except BloomeryError as error:
         logger.error("%s", error)
         return 1
-    write(options.to, results)
     print(as_table(results["cases"]))
     return 0
 
@@ -214,14 +215,6 @@ def as_table(rows: list[dict[str, Any]]) -> str:
             f"{'yes' if one['same_tokens'] else 'no'} |"
         )
     return "\n".join(lines)
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

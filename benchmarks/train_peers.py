@@ -36,6 +36,8 @@ from bloomery.data.samples import Samples
 from bloomery.data.source import Source
 from bloomery.data.tokens import narrowest
 from bloomery.devices import DTYPES
+from bloomery.disk.small import make_folder_of, save_json
+from bloomery.errors import UsageError
 from bloomery.log import logger
 from bloomery.model.config import DecoderConfig
 from bloomery.train.model import build, describe
@@ -57,6 +59,11 @@ WARMUP = 3
 def main() -> int:
     options = parse()
     torch.set_num_threads(options.threads)
+    try:
+        make_folder_of(options.to)
+    except UsageError as error:
+        logger.error("%s", error)
+        return 1
     left_out = missing(options)
     for peer, why in left_out.items():
         logger.warning("%s is left out: %s", peer, why)
@@ -72,7 +79,7 @@ def main() -> int:
         for dtype in options.dtypes:
             logger.info("%s in %s", name, dtype)
             results["cases"].append(run_case(name, dtype, options, left_out))
-            write(options.to, results)
+            save_json(options.to, results)
     print(as_table(results))
     apart = [case for case in results["cases"] if not case["agrees"]]
     for case in apart:
@@ -239,14 +246,6 @@ def answer_of(process: subprocess.Popen[str], peer: str) -> Any:
     if not line:
         raise SystemExit(f"{peer} ended with exit code {process.wait()}: see above")
     return json.loads(line)
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Beside and renamed, after every case: what was measured is not lost with the next one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

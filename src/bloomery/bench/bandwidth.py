@@ -7,9 +7,7 @@ import ctypes
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from bloomery.disk.small import as_json, write_beside
 from bloomery.log import logger
 from bloomery.ops import native
 
@@ -137,15 +136,7 @@ def _recall(file: Path, key: dict[str, Any]) -> float | None:
 
 
 def _remember(file: Path, kept: dict[str, Any]) -> None:
-    """Written beside and renamed into place: a reader sees all of it or none."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, fresh = tempfile.mkstemp(prefix=".bandwidth-", dir=file.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as out:
-                json.dump(kept, out, indent=2)
-            os.replace(fresh, file)
-        finally:
-            Path(fresh).unlink(missing_ok=True)
+        write_beside(file, as_json(kept))
     except OSError as error:
         logger.debug("the measured bandwidth is not kept: %s", error)

@@ -26,6 +26,7 @@ from bloomery.checkpoint.header import DTYPES, LENGTH, Kind
 from bloomery.checkpoint.precision import pieces, refuse_overflow
 from bloomery.disk.paths import open_regular
 from bloomery.disk.place import Resumable
+from bloomery.disk.small import as_json
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest register. Where a tensor begins in a file of a store, and thereby in memory."""
@@ -229,7 +230,7 @@ def write_bytes(path: Path, content: bytes) -> Written:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Written:
-    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    return write_bytes(path, as_json(value))
 
 
 def read_back(path: Path) -> Written:

@@ -1,10 +1,7 @@
 """`bloomery bench latency` and `bloomery bench throughput`: one run, measured from outside, in figures that compare."""
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from time import perf_counter
 
 from bloomery.bench.machine import machine
@@ -19,6 +16,7 @@ from bloomery.bench.report import (
 )
 from bloomery.cli.models import own, reference
 from bloomery.cli.options import BenchOptions, ThroughputOptions
+from bloomery.disk.small import make_folder_of, save_json
 from bloomery.engine.options import EngineOptions
 from bloomery.errors import UsageError
 from bloomery.llm import LLM
@@ -70,7 +68,7 @@ def run(options: BenchOptions) -> int:
     }
     print(json.dumps(values, ensure_ascii=False) if options.json else "\n".join(lines(values)), flush=True)
     if options.to is not None:
-        _write(options.to, values)
+        save_json(options.to, values)
     return 0
 
 
@@ -88,23 +86,4 @@ def _check(options: BenchOptions) -> None:
     if options.shape_seed is not None and options.shape is None:
         raise UsageError("--shape-seed is for --shape: for the prompts, give --seed")
     if options.to is not None:
-        try:
-            options.to.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(options.to, error) from None
-
-
-def _write(path: Path, values: Values) -> None:
-    """Beside and renamed, so that an older file is whole until then."""
-    fresh = path.with_name(path.name + ".new")
-    try:
-        fresh.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
-    except OSError as error:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written: {error.strerror or error}")
+        make_folder_of(options.to)

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from bloomery.disk.lock import only_writer
+from bloomery.disk.small import write_beside
 from bloomery.errors import CheckpointError, UsageError
 from bloomery.hub import snapshots
 from bloomery.hub.client import HubClient
@@ -207,7 +208,7 @@ class _Order:
             with suppress(OSError):  # a file system without links: it is fetched instead
                 place.hardlink_to(other)
         elif file.path in self.read:
-            snapshots.write_beside(place, self.read[file.path])
+            write_beside(place, self.read[file.path])
 
     def _download(self, jobs: int) -> int:
         """Fetch all that is left, the largest first; returns the bytes that came."""

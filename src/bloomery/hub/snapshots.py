@@ -5,9 +5,7 @@ CACHE/models/ORG--NAME/refs/REVISION    the commit that a branch or tag was when
 """
 
 import json
-import os
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from bloomery.disk.small import as_json, write_beside
 from bloomery.environment import cache_dir, hub_cache
 from bloomery.errors import CheckpointError
 from bloomery.hub.repository import (
@@ -44,8 +43,7 @@ class Fetched:
     files: tuple[RemoteFile, ...]
 
     def write(self, folder: Path) -> None:
-        text = json.dumps({"format": FORMAT} | asdict(self), indent=2) + "\n"
-        write_beside(folder / MARKER, text.encode())
+        write_beside(folder / MARKER, as_json({"format": FORMAT} | asdict(self)))
 
 
 def read_marker(folder: Path) -> Fetched | None:
@@ -75,7 +73,6 @@ def remember_ref(model: str, revision: str | None, commit: str) -> None:
     """Note that a branch or tag is a commit, for those who have no network."""
     ref = _ref(model, revision)
     if not COMMIT.fullmatch(revision or "") and _read_line(ref) != commit:
-        ref.parent.mkdir(parents=True, exist_ok=True)
         write_beside(ref, f"{commit}\n".encode())
 
 
@@ -191,13 +188,6 @@ def unfinished_files(folder: Path) -> tuple[RemoteFile, ...]:
         said = _read_object(folder / UNFINISHED)["files"]
         return tuple(RemoteFile(str(file["path"]), int(file["size"]), "") for file in said)
     return ()
-
-
-def write_beside(file: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    fresh = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.new")
-    fresh.write_bytes(content)
-    fresh.replace(file)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

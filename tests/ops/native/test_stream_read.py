@@ -5,6 +5,7 @@ import pytest
 
 from bloomery.ops import native
 
+LEVELS = range(native.level() + 1 if native.library() else 0)
 built = pytest.mark.skipif(native.library() is None, reason="this build has no compiled library")
 
 # Around every boundary of the code: words (8), vectors (32, 64, 128), the 1024 bytes after which 16-bit lanes spill.
@@ -24,15 +25,13 @@ def regions(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
 
 
 @built
-@pytest.mark.parametrize("way", native.WAYS)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-def test_checksum_is_the_sum_of_all_bytes(way: str, threads: int) -> None:
-    if way not in native.stream_ways():
-        pytest.skip(f"this processor has no {way}")
+def test_checksum_is_the_sum_of_all_bytes(level: int, threads: int) -> None:
     for size in SIZES:
         for offset in (0, 1, 8, 33, 63):
             array = memory(size, offset)
-            reading = native.stream_read(regions([array]), threads, 1, way)
+            reading = native.stream_read(regions([array]), threads, 1, level)
             assert reading.checksum == int(array.sum(dtype=np.uint64)), (size, offset)
 
 
@@ -45,12 +44,10 @@ def test_many_regions_are_read_as_one_stream(threads: int) -> None:
 
 
 @built
-@pytest.mark.parametrize("way", native.WAYS)
-def test_lanes_do_not_spill(way: str) -> None:
-    if way not in native.stream_ways():
-        pytest.skip(f"this processor has no {way}")
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: native.LEVELS[level])
+def test_lanes_do_not_spill(level: int) -> None:
     array = np.full(1 << 20, 255, np.uint8)
-    assert native.stream_read(regions([array]), 1, 1, way).checksum == 255 << 20
+    assert native.stream_read(regions([array]), 1, 1, level).checksum == 255 << 20
 
 
 @built
@@ -68,14 +65,15 @@ def test_seconds_are_those_of_a_pass() -> None:
 
 
 @built
-@pytest.mark.parametrize(("threads", "passes", "way"), [(0, 1, None), (1, 0, None), (-1, 1, None), (1, 1, "avx1024")])
-def test_impossible_requests_are_refused(threads: int, passes: int, way: str | None) -> None:
-    with pytest.raises(ValueError, match=r"at least 1|avx1024"):
-        native.stream_read(regions([memory(64, 0)]), threads, passes, way)
+@pytest.mark.parametrize(
+    ("threads", "passes", "level"), [(0, 1, None), (1, 0, None), (-1, 1, None), (1, 1, -1), (1, 1, len(native.LEVELS))]
+)
+def test_impossible_requests_are_refused(threads: int, passes: int, level: int | None) -> None:
+    with pytest.raises(ValueError, match=r"at least 1|none of this processor's"):
+        native.stream_read(regions([memory(64, 0)]), threads, passes, level)
 
 
-def test_without_the_library_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: None)
-    assert native.stream_ways() == ()
     with pytest.raises(ValueError, match="natively"):
         native.stream_read(regions([memory(64, 0)]), 1, 1)

@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 from bloomery.log import logger
 
-WAYS = ("portable", "avx2", "avx512")
-"""Instructions the streaming read can use, in the order in which the library numbers them."""
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
-"""Instructions that kernels can use, in the order in which the library numbers them."""
+"""Instructions that kernels and the streaming read can use, in the order in which the library numbers them."""
 
 
 class Reading(NamedTuple):
@@ -40,8 +38,6 @@ def library() -> ctypes.CDLL | None:
 def _declared(handle: ctypes.CDLL) -> ctypes.CDLL:
     handle.bloomery_highest_level.argtypes = []
     handle.bloomery_highest_level.restype = ctypes.c_int
-    handle.bloomery_stream_widest.argtypes = []
-    handle.bloomery_stream_widest.restype = ctypes.c_int
     handle.bloomery_replay.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
     handle.bloomery_replay.restype = None
     handle.bloomery_stream_read.argtypes = [
@@ -50,7 +46,7 @@ def _declared(handle: ctypes.CDLL) -> ctypes.CDLL:
         ctypes.c_size_t,  # regions
         ctypes.c_int,  # threads
         ctypes.c_int,  # passes
-        ctypes.c_int,  # way
+        ctypes.c_int,  # level
         ctypes.POINTER(ctypes.c_double),  # seconds
         ctypes.POINTER(ctypes.c_uint64),  # checksum
     ]
@@ -67,27 +63,25 @@ def level() -> int:
     return int(handle.bloomery_highest_level())
 
 
-def stream_ways() -> tuple[str, ...]:
-    """The `WAYS` this processor has, the widest last; none without the library."""
-    handle = library()
-    return () if handle is None else WAYS[: handle.bloomery_stream_widest() + 1]
-
-
-def stream_read(regions: Sequence[tuple[int, int]], threads: int, passes: int, way: str | None = None) -> Reading:
+def stream_read(regions: Sequence[tuple[int, int]], threads: int, passes: int, level: int | None = None) -> Reading:
     """Read regions of memory as one stream, each thread its own contiguous part of it.
 
     Args:
         regions: (address, bytes) of each; the caller keeps the memory alive.
         passes: how many times; the fastest counts, and starting the threads is in none of them.
-        way: one of `stream_ways()`; None takes the widest.
+        level: of instructions; None takes the highest this processor has.
 
     Raises:
-        ValueError: there is no library or no such way, or a number is below 1.
+        ValueError: there is no library, this processor has no such level, or a number is below 1.
         OSError: the threads could not be started.
     """
-    handle, ways = library(), stream_ways()
-    if handle is None or (way is not None and way not in ways):
-        raise ValueError(f"no way {way or 'at all'} to read natively: this build and processor have {ways}")
+    handle = library()
+    if handle is None:
+        raise ValueError("nothing can be read natively: the library was not built")
+    highest = int(handle.bloomery_highest_level())
+    level = highest if level is None else level
+    if not 0 <= level <= highest:
+        raise ValueError(f"level {level} is none of this processor's: give 0 to {highest}")
     if threads < 1 or passes < 1:
         raise ValueError(f"threads and passes must be at least 1, not {threads} and {passes}")
     count = len(regions)
@@ -98,7 +92,7 @@ def stream_read(regions: Sequence[tuple[int, int]], threads: int, passes: int, w
         count,
         threads,
         passes,
-        ways.index(way or ways[-1]),
+        level,
         ctypes.byref(seconds),
         ctypes.byref(checksum),
     )

@@ -1,5 +1,5 @@
-/* Whole numbers of 8 bits: 16 outputs by four inputs in a register or two, and what their products add up to. Included by
-   level.inc.h, after lanes.h. */
+/* Whole numbers of 8 bits: 16 outputs by four inputs in a register or two, and what their products add up to. Included
+   by level.inc.h, after lanes.h. */
 
 #define PANEL 16       /* outputs */
 #define BLOCK_BYTES 64 /* of weights that are loaded at once */

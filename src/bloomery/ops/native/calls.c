@@ -11,18 +11,6 @@
 #define PART_NUMBERS 16384 /* of what each number is on its own */
 #define KEPT_TOKENS 16 /* whose keys and values a thread keeps at a time */
 
-static const Kernels *kernels(int64_t level)
-{
-#ifdef HAS_X86
-    static const Kernels *const levels[LEVELS] = {&bloomery_portable, &bloomery_avx2, &bloomery_avx512,
-                                                  &bloomery_avx512_bf16};
-    return levels[level];
-#else
-    (void)level;
-    return &bloomery_portable;
-#endif
-}
-
 static long least(long a, long b)
 {
     return a < b ? a : b;
@@ -34,107 +22,122 @@ static long count(long all, long each)
     return (all + each - 1) / each;
 }
 
-/* A job as a grid: `wide` outputs by PART_TOKENS tokens. Parts with the same weights are neighbours. */
+/* A job as a grid: in each part `wide` of n outputs, `deep` of m tokens. Parts with the same weights are neighbours. */
 typedef struct {
     const void *call;
     const Kernels *kernels;
-    long wide, splits;
+    long n, wide, m, deep;
 } Grid;
 
-static Grid grid_of(const void *call, int64_t level, long wide, long tokens)
+typedef struct {
+    long n0, n1, m0, m1;
+} Place;
+
+static Place place(const Grid *grid, long part)
 {
-    return (Grid){call, kernels(level), wide, count(tokens, PART_TOKENS)};
+    const long splits = count(grid->m, grid->deep), n = part / splits * grid->wide, m = part % splits * grid->deep;
+    return (Place){n, least(n + grid->wide, grid->n), m, least(m + grid->deep, grid->m)};
+}
+
+static void share_grid(Part part, const Grid *grid, long threads)
+{
+    bloomery_share(part, grid, count(grid->n, grid->wide) * count(grid->m, grid->deep), threads);
+}
+
+/* What is done to each of m tokens, or numbers, on its own: `deep` of them in a part. */
+static void share_each(Part part, const void *call, int64_t level, long m, long deep, long threads)
+{
+    share_grid(part, &(Grid){call, bloomery_kernels(level), 1, 1, m, deep}, threads);
+}
+
+/* So many tokens that a part has about `room` of what each has `width` of. */
+static long as_many(long room, long width)
+{
+    return room / (width + 1) + 1;
 }
 
 static void linear_part(const void *job, long part)
 {
     const Grid *grid = job;
     const Linear *l = grid->call;
-    const long n = part / grid->splits * grid->wide, m = part % grid->splits * PART_TOKENS;
-    grid->kernels->linear[l->dtype](l, n, least(n + grid->wide, l->n), m, least(m + PART_TOKENS, l->m));
+    const Place at = place(grid, part);
+    grid->kernels->linear[l->dtype](l, at.n0, at.n1, at.m0, at.m1);
 }
 
 void bloomery_linear(const Linear *l)
 {
-    const long bytes = l->k * (l->dtype == FP32 ? 4 : 2);
-    const Grid grid = grid_of(l, l->level, 4 * (PART_BYTES / (4 * (bytes + 1)) + 1), l->m);
-    bloomery_share(linear_part, &grid, count(l->n, grid.wide) * grid.splits, l->threads);
+    const long bytes = l->k * (l->dtype == FP32 ? 4 : 2), wide = 4 * as_many(PART_BYTES / 4, bytes);
+    share_grid(linear_part, &(Grid){l, bloomery_kernels(l->level), l->n, wide, l->m, PART_TOKENS}, l->threads);
 }
 
 static void round_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Packed *p = grid->call;
-    grid->kernels->round_tokens(p, part * grid->wide, least(part * grid->wide + grid->wide, p->m));
+    const Place at = place(grid, part);
+    grid->kernels->round_tokens(grid->call, at.m0, at.m1);
 }
 
 static void packed_part(const void *job, long part)
 {
     const Grid *grid = job;
     const Packed *p = grid->call;
-    const long n = part / grid->splits * grid->wide, m = part % grid->splits * PART_TOKENS;
-    (p->bits == 8 ? grid->kernels->packed8 : grid->kernels->packed4)(p, n, least(n + grid->wide, p->n), m,
-                                                                     least(m + PART_TOKENS, p->m));
+    const Place at = place(grid, part);
+    (p->bits == 8 ? grid->kernels->packed8 : grid->kernels->packed4)(p, at.n0, at.n1, at.m0, at.m1);
 }
 
 void bloomery_packed(const Packed *p)
 {
-    const Grid tokens = grid_of(p, p->level, PART_BYTES / (4 * p->k + 1) + 1, 0);
-    const Grid grid = grid_of(p, p->level, 16 * (PART_BYTES / (p->stride + 1) + 1), p->m);
-    bloomery_share(round_part, &tokens, count(p->m, tokens.wide), p->threads);
-    bloomery_share(packed_part, &grid, count(p->n, grid.wide) * grid.splits, p->threads);
+    const long wide = 16 * as_many(PART_BYTES, p->stride);
+    share_each(round_part, p, p->level, p->m, as_many(PART_BYTES, 4 * p->k), p->threads);
+    share_grid(packed_part, &(Grid){p, bloomery_kernels(p->level), p->n, wide, p->m, PART_TOKENS}, p->threads);
 }
 
 static void norm_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Norm *c = grid->call;
-    grid->kernels->norm(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+    const Place at = place(grid, part);
+    grid->kernels->norm(grid->call, at.m0, at.m1);
 }
 
 void bloomery_norm(const Norm *c)
 {
-    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->width + 1) + 1, 0);
-    bloomery_share(norm_part, &grid, count(c->m, grid.wide), c->threads);
+    share_each(norm_part, c, c->level, c->m, as_many(PART_NUMBERS, c->width), c->threads);
 }
 
 static void each_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Each *c = grid->call;
-    grid->kernels->each(c, part * PART_NUMBERS, least((part + 1) * PART_NUMBERS, c->count));
+    const Place at = place(grid, part);
+    grid->kernels->each(grid->call, at.m0, at.m1);
 }
 
 void bloomery_each(const Each *c)
 {
-    const Grid grid = grid_of(c, c->level, PART_NUMBERS, 0);
-    bloomery_share(each_part, &grid, count(c->count, PART_NUMBERS), c->threads);
+    share_each(each_part, c, c->level, c->count, PART_NUMBERS, c->threads);
 }
 
 static void gather_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Gather *c = grid->call;
-    grid->kernels->gather(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+    const Place at = place(grid, part);
+    grid->kernels->gather(grid->call, at.m0, at.m1);
 }
 
 void bloomery_gather(const Gather *c)
 {
-    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->width + 1) + 1, 0);
-    bloomery_share(gather_part, &grid, count(c->m, grid.wide), c->threads);
+    share_each(gather_part, c, c->level, c->m, as_many(PART_NUMBERS, c->width), c->threads);
 }
 
 static void rotate_part(const void *job, long part)
 {
     const Grid *grid = job;
-    const Rotate *c = grid->call;
-    grid->kernels->rotate(c, part * grid->wide, least(part * grid->wide + grid->wide, c->m));
+    const Place at = place(grid, part);
+    grid->kernels->rotate(grid->call, at.m0, at.m1);
 }
 
 void bloomery_rotate(const Rotate *c)
 {
-    const Grid grid = grid_of(c, c->level, PART_NUMBERS / (c->heads * c->size + 1) + 1, 0);
-    bloomery_share(rotate_part, &grid, count(c->m, grid.wide), c->threads);
+    share_each(rotate_part, c, c->level, c->m, as_many(PART_NUMBERS, c->heads * c->size), c->threads);
 }
 
 static float to_bf16(float x)
@@ -162,19 +165,19 @@ static void keep_part(const void *job, long part)
 {
     const Attention *a = job;
     const long n = part * KEPT_TOKENS;
-    kernels(a->level)->keep[a->kept_dtype](a, n, least(n + KEPT_TOKENS, a->tokens));
+    bloomery_kernels(a->level)->keep[a->kept_dtype](a, n, least(n + KEPT_TOKENS, a->tokens));
 }
 
 /* A tile and a head of keys. Neighbours read the same blocks. */
 static void attend_part(const void *job, long part)
 {
     const Attention *a = job;
-    kernels(a->level)->attend[a->kept_dtype](a, a->tile + part / a->kv_heads, part % a->kv_heads);
+    bloomery_kernels(a->level)->attend[a->kept_dtype](a, a->tile + part / a->kv_heads, part % a->kv_heads);
 }
 
 void bloomery_attention(const Attention *a)
 {
-    bloomery_share(keep_part, a, (a->tokens + KEPT_TOKENS - 1) / KEPT_TOKENS, a->threads);
+    bloomery_share(keep_part, a, count(a->tokens, KEPT_TOKENS), a->threads);
     bloomery_share(attend_part, a, a->tiles * a->kv_heads, a->threads);
 }
 
@@ -182,16 +185,15 @@ static void largest_part(const void *job, long part)
 {
     const Grid *grid = job;
     const Largest *c = grid->call;
-    const long begin = part * LARGEST_PART;
-    grid->kernels->largest(c->x, begin, least(begin + LARGEST_PART, c->count), c->largest + part, c->places + part);
+    const Place at = place(grid, part);
+    grid->kernels->largest(c->x, at.m0, at.m1, c->largest + part, c->places + part);
 }
 
 void bloomery_largest(const Largest *c)
 {
-    const Grid grid = grid_of(c, c->level, LARGEST_PART, 0);
     const long parts = count(c->count, LARGEST_PART);
-    bloomery_share(largest_part, &grid, parts, c->threads);
     long best = 0;
+    share_each(largest_part, c, c->level, c->count, LARGEST_PART, c->threads);
     for (long i = 1; i < parts; i++) /* NaN is not less than anything, and nothing is more than it */
         if (c->largest[best] < c->largest[i] || c->largest[i] != c->largest[i])
             best = i;

@@ -5,6 +5,7 @@
 
 #include "level.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* What numbers are kept in. */
@@ -145,8 +146,12 @@ typedef struct {
     void (*rotate)(const Rotate *c, long m0, long m1);
     void (*keep[DTYPES])(const Attention *a, long n0, long n1);
     void (*attend[DTYPES])(const Attention *a, const Tile *t, long head);
+    uint64_t (*sum_bytes)(const uint8_t *p, size_t n); /* of n bytes, modulo 2^64 */
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;
+
+/* Those of a level that this processor has. */
+const Kernels *bloomery_kernels(int64_t level);
 
 #endif

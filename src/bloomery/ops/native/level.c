@@ -1,6 +1,18 @@
-/* See level.h. */
+/* Which levels there are, and which this processor has. */
 
-#include "level.h"
+#include "kernels.h"
+
+const Kernels *bloomery_kernels(int64_t level)
+{
+#ifdef HAS_X86
+    static const Kernels *const levels[LEVELS] = {&bloomery_portable, &bloomery_avx2, &bloomery_avx512,
+                                                  &bloomery_avx512_bf16};
+    return levels[level];
+#else
+    (void)level;
+    return &bloomery_portable;
+#endif
+}
 
 /* The highest level that this processor and its operating system have. */
 int bloomery_highest_level(void)

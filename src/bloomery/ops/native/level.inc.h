@@ -13,7 +13,7 @@
 #define TOKENS 2
 #endif
 
-#define AHEAD 2048 /* bytes that are fetched before they are wanted, as in stream_read.c */
+#define AHEAD 2048 /* bytes that are fetched before they are wanted; past the end it does no harm */
 #define FEW 16     /* tokens up to which weights are read from memory once, rather than from the second cache */
 
 #define KERNEL linear_fp32
@@ -53,6 +53,7 @@
 #include "bytes.h"
 #include "linear_packed.h"
 #include "rows.h"
+#include "sum_bytes.h"
 
 #include "attention.h"
 #include "attention_tile.h"
@@ -98,4 +99,5 @@ const Kernels KERNELS = {
     .rotate = rotate,
     .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16},
     .attend = {[FP32] = attend_fp32, [BF16] = attend_bf16},
+    .sum_bytes = sum_bytes,
 };

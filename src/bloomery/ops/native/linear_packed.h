@@ -2,8 +2,8 @@
    level.inc.h, after bytes.h.
 
    Tokens are rounded to 8 bits, group by group, each group with its own scale, so that products are added up as whole
-   numbers, in lanes of an output each: exactly, in whatever order. What is left of rounding happens once a group, in the
-   order of the groups: an output's bits depend on its weights and its token alone. */
+   numbers, in lanes of an output each: exactly, in whatever order. What is left of rounding happens once a group, in
+   the order of the groups: an output's bits depend on its weights and its token alone. */
 
 typedef int8_t Signed __attribute__((vector_size(16)));
 
@@ -95,76 +95,64 @@ INLINE void store_panel(const Packed *p, long n, long m, Floats y)
     }
 }
 
-/* 16 scales in fp32, then blocks of 16 outputs by 4 inputs. */
-INLINE void panel8(const Packed *p, const uint8_t *panel, long n, long m, const int tokens)
+INLINE Sums add_block(Sums sums, Weights block, const int8_t *x, const int bits)
 {
-    const uint8_t *w = panel + 4 * PANEL;
-    const long size = p->groups * p->group;
-    const int8_t *x = rounded(p, m);
-    Floats y[MOST];
-    UNROLL for (int c = 0; c < tokens; c++)
-        y[c] = all(0);
-    for (long g = 0; g < p->groups; g++) {
-        Sums sums[MOST];
-        UNROLL for (int c = 0; c < tokens; c++)
-            sums[c] = sums_of(first_sums(p, m + c)[g]);
-        for (long i = 0; i < p->group; i += 4, w += BLOCK_BYTES, x += 4) {
-            const Weights block = as_bytes(load_weights(w));
-            __builtin_prefetch(w + AHEAD);
-            UNROLL for (int c = 0; c < tokens; c++)
-                sums[c] = add_bytes(sums[c], block, x + c * size);
-        }
-        UNROLL for (int c = 0; c < tokens; c++)
-            y[c] += as_floats(sums[c]) * token_scales(p, m + c)[g];
-    }
-    UNROLL for (int c = 0; c < tokens; c++)
-        store_panel(p, n, m + c, y[c] * load_fp32((const float *)panel));
+    if (bits == 8)
+        return add_bytes(sums, as_bytes(block), x);
+    return add_halves(add_halves(sums, low_halves(block), x), high_halves(block), x + 4);
 }
 
-/* Of each group 16 scales in bf16, then blocks of 16 outputs by 8 inputs: four in low halves of bytes, four in high. */
-INLINE void panel4(const Packed *p, const uint8_t *panel, long n, long m, const int tokens)
+/* Of 8 bits: 16 scales in fp32, then blocks of 16 outputs by 4 inputs. Of 4 bits: of each group 16 scales in bf16, then
+   blocks of 16 outputs by 8 inputs, four in low halves of bytes and four in high. */
+INLINE void one_panel(const Packed *p, const uint8_t *panel, long n, long m, const int bits, const int tokens)
 {
-    const uint8_t *w = panel;
-    const long size = p->groups * p->group;
+    const uint8_t *w = bits == 8 ? panel + 4 * PANEL : panel;
+    const long size = p->groups * p->group, inputs = bits == 8 ? 4 : 8;
     const int8_t *x = rounded(p, m);
     Floats y[MOST];
     UNROLL for (int c = 0; c < tokens; c++)
         y[c] = all(0);
     for (long g = 0; g < p->groups; g++) {
-        const Floats scales = load_bf16((const uint16_t *)w);
+        const Floats scales = bits == 8 ? all(1) : load_bf16((const uint16_t *)w); /* times one changes nothing */
         Sums sums[MOST];
         UNROLL for (int c = 0; c < tokens; c++)
             sums[c] = sums_of(first_sums(p, m + c)[g]);
-        w += 2 * PANEL;
-        for (long i = 0; i < p->group; i += 8, w += BLOCK_BYTES, x += 8) {
-            const Weights block = load_weights(w), low = low_halves(block), high = high_halves(block);
+        w += bits == 8 ? 0 : 2 * PANEL;
+        for (long i = 0; i < p->group; i += inputs, w += BLOCK_BYTES, x += inputs) {
+            const Weights block = load_weights(w);
             __builtin_prefetch(w + AHEAD);
             UNROLL for (int c = 0; c < tokens; c++)
-                sums[c] = add_halves(add_halves(sums[c], low, x + c * size), high, x + c * size + 4);
+                sums[c] = add_block(sums[c], block, x + c * size, bits);
         }
         UNROLL for (int c = 0; c < tokens; c++)
             y[c] += as_floats(sums[c]) * (scales * token_scales(p, m + c)[g]);
     }
     UNROLL for (int c = 0; c < tokens; c++)
-        store_panel(p, n, m + c, y[c]);
+        store_panel(p, n, m + c, bits == 8 ? y[c] * load_fp32((const float *)panel) : y[c]);
 }
 
-#define PANELS(name, panel)                                                                                            \
-    static void name(const Packed *p, long n0, long n1, long m0, long m1)                                              \
-    {                                                                                                                  \
-        for (long n = n0; n < n1; n += PANEL) {                                                                        \
-            const uint8_t *w = (const uint8_t *)p->weight + n / PANEL * p->stride;                                     \
-            long m = m0;                                                                                               \
-            for (; m + MOST <= m1; m += MOST)                                                                          \
-                panel(p, w, n, m, MOST);                                                                               \
-            for (; MOST > 4 && m + 4 <= m1; m += 4)                                                                    \
-                panel(p, w, n, m, 4);                                                                                  \
-            for (; MOST > 2 && m + 2 <= m1; m += 2)                                                                    \
-                panel(p, w, n, m, 2);                                                                                  \
-            for (; m < m1; m++)                                                                                        \
-                panel(p, w, n, m, 1);                                                                                  \
-        }                                                                                                              \
+INLINE void panels(const Packed *p, long n0, long n1, long m0, long m1, const int bits)
+{
+    for (long n = n0; n < n1; n += PANEL) {
+        const uint8_t *w = (const uint8_t *)p->weight + n / PANEL * p->stride;
+        long m = m0;
+        for (; m + MOST <= m1; m += MOST)
+            one_panel(p, w, n, m, bits, MOST);
+        for (; MOST > 4 && m + 4 <= m1; m += 4)
+            one_panel(p, w, n, m, bits, 4);
+        for (; MOST > 2 && m + 2 <= m1; m += 2)
+            one_panel(p, w, n, m, bits, 2);
+        for (; m < m1; m++)
+            one_panel(p, w, n, m, bits, 1);
     }
+}
 
-PANELS(packed8, panel8)
-PANELS(packed4, panel4)
+static void packed8(const Packed *p, long n0, long n1, long m0, long m1)
+{
+    panels(p, n0, n1, m0, m1, 8);
+}
+
+static void packed4(const Packed *p, long n0, long n1, long m0, long m1)
+{
+    panels(p, n0, n1, m0, m1, 4);
+}

@@ -1,5 +1,5 @@
-/* What happens to each token, or to each number, on its own: norms, activations, sums. In fp32, rounded once at the end.
-   Included by level.inc.h, after lanes.h. */
+/* What happens to each token, or to each number, on its own: norms, activations, sums. In fp32, rounded once at the
+   end. Included by level.inc.h, after lanes.h. */
 
 /* Sixteen numbers of a row, or what is left of them and zeros. */
 INLINE Floats load_some(const void *row, long i, long left, int64_t dtype)

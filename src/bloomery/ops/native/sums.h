@@ -1,5 +1,5 @@
-/* One register of sums, as wide as the level has them: for products of rows, whose tiles fill all registers. Included by
-   level.inc.h, after lanes.h. */
+/* One register of sums, as wide as the level has them: for products of rows, whose tiles fill all registers. Included
+   by level.inc.h, after lanes.h. */
 
 #if defined(__AVX512F__)
 #define WIDTH 64

@@ -2,14 +2,13 @@
 
 import html
 import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bloomery.disk.small import write_beside
 from bloomery.errors import MissingExtra, UsageError
 from bloomery.train.report.curves import Curves, Numbers
 from bloomery.train.report.figures import eval_key
@@ -160,17 +159,9 @@ def _summary(run: Curves) -> list[str]:
 
 
 def _replace(target: Path, write: Callable[[Any], object]) -> None:
-    """Write beside the target, then put it there in one step."""
-    fresh = None
+    out = io.BytesIO()
+    write(out)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, fresh = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with open(descriptor, "wb") as out:
-            write(out)
-        os.chmod(fresh, 0o644)
-        os.replace(fresh, target)
+        write_beside(target, out.getvalue())
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}): choose another place with --to") from None
-    finally:
-        if fresh is not None:
-            Path(fresh).unlink(missing_ok=True)

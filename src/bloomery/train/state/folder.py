@@ -21,6 +21,7 @@ import tomli_w
 from bloomery.checkpoint.latest import CHECKPOINTS
 from bloomery.disk.lock import only_writer
 from bloomery.disk.place import replacing_folder
+from bloomery.disk.small import write_beside
 from bloomery.errors import UsageError
 from bloomery.log import logger
 from bloomery.train.recipe.config import TrainConfig
@@ -93,9 +94,7 @@ def open_folder(config: TrainConfig, *, resume: bool, record: bool = True) -> Pa
     try:
         (out / "tokens").mkdir(parents=True, exist_ok=True)
         if record:
-            fresh = out / f".{RECIPE}"
-            fresh.write_text(tomli_w.dumps(tables, multiline_strings=True), encoding="utf-8")
-            os.replace(fresh, out / RECIPE)
+            write_beside(out / RECIPE, tomli_w.dumps(tables, multiline_strings=True).encode())
     except OSError as error:
         raise UsageError(f"run.out '{out}' cannot be written: {error.strerror}: choose another folder") from None
     return out
