@@ -1,9 +1,9 @@
-"""The largest of many numbers: our own kernel for inference on a CPU, PyTorch's elsewhere. Knows no module."""
+"""The largest of many numbers: our own kernel on a CPU, PyTorch's elsewhere. Knows no module, gives no gradients."""
 
 import torch
 from torch import Tensor
 
-from bloomery.ops.choice import computes_natively
+from bloomery.ops.choice import has_native
 from bloomery.ops.native.calls import address, call
 
 PART = 16384
@@ -14,7 +14,7 @@ def largest(x: Tensor) -> tuple[float, int]:
     """The largest of fp32 numbers of any shape, which is NaN where one of them is, and the first place where it stands,
     counted from the beginning of all."""
     x = x.flatten()
-    if not (x.dtype == torch.float32 and x.is_contiguous() and computes_natively(x)):
+    if not (x.dtype == torch.float32 and x.is_contiguous() and has_native(x.dtype, x.device)):
         value, place = x.max(0)
         return float(value), int(place)
     parts = -(-len(x) // PART)

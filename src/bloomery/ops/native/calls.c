@@ -201,6 +201,33 @@ void bloomery_largest(const Largest *c)
     c->places[parts] = c->places[best];
 }
 
+static void weigh_part(const void *job, long part)
+{
+    const Grid *grid = job;
+    const Draw *c = grid->call;
+    const Place at = place(grid, part);
+    c->sums[part] = grid->kernels->weigh_all(c->x, at.m0, at.m1, (float)c->largest);
+}
+
+/* The part is found by the sums of parts, and the number by going through the part. */
+void bloomery_draw(const Draw *c)
+{
+    const long parts = count(c->count, DRAW_PART);
+    double before = 0, all = 0;
+    long part = 0;
+    share_each(weigh_part, c, c->level, c->count, DRAW_PART, c->threads);
+    for (long i = 0; i < parts; i++)
+        all += c->sums[i];
+    const double target = c->u * all;
+    while (part + 1 < parts && before + c->sums[part] <= target)
+        before += c->sums[part++];
+    while (part > 0 && !(c->sums[part] > 0)) /* rounding alone leads behind the last that has a weight */
+        before -= c->sums[--part];
+    const long begin = part * DRAW_PART;
+    *c->drawn = bloomery_kernels(c->level)
+                    ->pass(c->x, begin, least(begin + DRAW_PART, c->count), (float)c->largest, target - before);
+}
+
 /* Calls that have been written down: each kernel, and the address of its fields. */
 void bloomery_replay(void (*const *kernels)(const void *), const void *const *fields, long calls)
 {

@@ -73,6 +73,18 @@ typedef struct {
     int64_t level, threads;
 } Largest;
 
+#define DRAW_PART 16384 /* numbers */
+
+/* The first number, in their order, up to which the sum of all e^x is more than u of the whole. */
+typedef struct {
+    const float *x;  /* (count), at least one, none more than `largest`, which is finite and one of them */
+    double *sums;    /* of each part of DRAW_PART numbers */
+    int64_t *drawn;  /* (1) */
+    int64_t count;
+    double largest, u; /* u in [0, 1) */
+    int64_t level, threads;
+} Draw;
+
 /* Rows places[m] of a table, plus row m of another; NaN where the table has no such row. */
 typedef struct {
     const void *table;     /* (rows, width) */
@@ -142,6 +154,8 @@ typedef struct {
     void (*norm)(const Norm *c, long m0, long m1);
     void (*each)(const Each *c, long begin, long end);
     void (*largest)(const float *x, long begin, long end, float *value, int64_t *place);
+    double (*weigh_all)(const float *x, long begin, long end, float largest);
+    int64_t (*pass)(const float *x, long begin, long end, float largest, double target);
     void (*gather)(const Gather *c, long m0, long m1);
     void (*rotate)(const Rotate *c, long m0, long m1);
     void (*keep[DTYPES])(const Attention *a, long n0, long n1);

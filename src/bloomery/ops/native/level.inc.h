@@ -53,6 +53,7 @@
 #include "bytes.h"
 #include "linear_packed.h"
 #include "rows.h"
+#include "draw.h"
 #include "sum_bytes.h"
 
 #include "attention.h"
@@ -95,6 +96,8 @@ const Kernels KERNELS = {
     .norm = norm,
     .each = each,
     .largest = largest,
+    .weigh_all = weigh_all,
+    .pass = pass,
     .gather = gather,
     .rotate = rotate,
     .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16},
