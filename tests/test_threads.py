@@ -279,8 +279,10 @@ def test_training_takes_its_own_number_or_the_same(
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr("bloomery.train.trainer.keep_freed_memory", stop)  # what comes next
-    (tmp_path / "text.txt").write_text("It was the best of times. " * 200)
-    options = ("--data.train", str(tmp_path / "text.txt"), "--data.split", "90,10,0", "--data.tokenizer", "dickens")
-    where = ("--run.out", str(tmp_path / "run"), "--run.device", "cpu", *(("--run.threads", "3") if asked else ()))
-    assert main(["train", *options, *where]) == 2
+    monkeypatch.chdir(Path(__file__).parent.parent)  # from where the recipe names its text
+    number = () if asked is None else (f"--run.threads={asked}",)
+    assert (
+        main(["train", "recipes/train-tiny.toml", "--run.out", str(tmp_path / "run"), "--run.device", "cpu", *number])
+        == 2
+    )
     assert f"{count} threads" in capsys.readouterr().err.splitlines()[-1]
