@@ -25,6 +25,7 @@ from quality.table import as_tables
 
 from bloomery import LLM
 from bloomery.data.documents import read_texts
+from bloomery.devices import set_threads
 from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError, UsageError
 from bloomery.log import configure, logger
@@ -63,9 +64,9 @@ class Texts:
 def main() -> int:
     options = parse()
     configure()
-    torch.set_num_threads(options.threads)
     try:
         make_folder_of(options.to)
+        options.threads = set_threads(options.threads).count
         texts = Texts(options.train, options.held_out)
         llm = LLM(options.model, max_batch_size=options.samples)
         held_out = HeldOut(LLM(options.model, dtype="float32"), options.held_out)
@@ -106,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--to", type=Path, required=True, help="the JSON file")
     parser.add_argument("--samples", type=positive, default=20, help=f"drawn at temperature {TEMPERATURE}")
     parser.add_argument("--sample-tokens", type=positive, default=400, help="of each sample, at most")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive)
     return parser.parse_args()
 
 

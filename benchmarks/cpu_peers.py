@@ -43,9 +43,9 @@ from peers.cpu.table import as_tables
 from peers.cpu.turn import Job
 
 from bloomery.bench.bandwidth import read_bandwidth
-from bloomery.bench.machine import machine, physical_cores
+from bloomery.bench.machine import machine
 from bloomery.checkpoint.folder import read_folder
-from bloomery.devices import memory_left
+from bloomery.devices import memory_left, set_threads
 from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError
 from bloomery.log import configure, logger
@@ -64,7 +64,6 @@ ROOM = 0.8
 def main() -> int:
     options = parse()
     configure()
-    torch.set_num_threads(options.threads)
     left_out: dict[str, str] = {}
     if options.install:
         failed = install(options.peers, tuple({ENGINES[name].venv for name in options.engines}))
@@ -92,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--steps", type=positive, default=32, help="of decoding in each turn; at least 8")
-    parser.add_argument("--threads", type=positive, default=physical_cores())
+    parser.add_argument("--threads", type=positive)
     parser.add_argument("--quick", action="store_true", help="two rounds of 8 steps, which say little")
     parser.add_argument("--apart", action="store_true", help="do not run forms of different bits together")
     parser.add_argument("--work", type=Path, help="keeps what was converted; else it is thrown away")
@@ -119,7 +118,8 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, Any]]:
 
 def compare(options: argparse.Namespace, work: Path, scratch: Path, left_out: dict[str, str]) -> dict[str, Any]:
     """All heats, and what is made of them."""
-    before, shapes = machine(), measures(options.steps)
+    threads, shapes = set_threads(options.threads), measures(options.steps)
+    before = machine(threads)
     checkpoint = make_checkpoint(options.shape, work)
     config = read_folder(checkpoint).config
     pythons, paths = interpreters(options.peers), {}
@@ -133,10 +133,10 @@ def compare(options: argparse.Namespace, work: Path, scratch: Path, left_out: di
     engines: dict[str, Any] = {}
     heats, texts = [], {}
     for names in together(list(paths), parameter_count(config), options.apart):
-        jobs = {n: Job(str(paths[n]), ENGINES[n].form, options.threads, tuple(shapes.values())) for n in names}
+        jobs = {n: Job(str(paths[n]), ENGINES[n].form, threads.count, tuple(shapes.values())) for n in names}
         with ExitStack() as stack:
             running = start(stack, jobs, pythons, scratch, left_out)
-            heat = run_rounds(running, shapes, options.rounds, config.vocab_size, lambda: ruler(options.threads))
+            heat = run_rounds(running, shapes, options.rounds, config.vocab_size, lambda: ruler(threads.count))
         engines |= {name: said(one, heat) for name, one in running.items()}
         left_out |= heat.left_out
         for measure, found in heat.texts.items():
@@ -144,7 +144,7 @@ def compare(options: argparse.Namespace, work: Path, scratch: Path, left_out: di
         heats.append({"engines": names, "rounds": heat.rounds, "rulers": heat.rulers})
     results = {
         "machine": before,
-        "threads": options.threads,
+        "threads": threads.count,
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in vars(options).items() if n in KEPT},
         "config": asdict(config),
         "measures": {name: shape._asdict() for name, shape in shapes.items()},

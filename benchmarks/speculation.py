@@ -27,6 +27,7 @@ from bloomery import LLM, SamplingParams
 from bloomery.bench.bandwidth import cpu_name
 from bloomery.checkpoint.export import export_decoder
 from bloomery.completion import Completion
+from bloomery.devices import set_threads
 from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
@@ -53,9 +54,9 @@ class Case:
 
 def main() -> int:
     options = parse()
-    torch.set_num_threads(options.threads)
     try:
         make_folder_of(options.to)
+        options.threads = set_threads(options.threads).count
         with tempfile.TemporaryDirectory(prefix="speculation-") as folder:
             cases = prepare(options, Path(folder))
             results = {"machine": machine(options), "options": said(options), "cases": measure(cases, options)}
@@ -81,7 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--tokens", type=positive, default=200)
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive)
     parser.add_argument("--to", type=Path, default=HERE / "results" / "speculation.json")
     options = parser.parse_args()
     if (options.model is None) != (options.draft is None):

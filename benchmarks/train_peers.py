@@ -35,7 +35,7 @@ from bloomery.checkpoint.export import export_decoder
 from bloomery.data.samples import Samples
 from bloomery.data.source import Source
 from bloomery.data.tokens import narrowest
-from bloomery.devices import DTYPES
+from bloomery.devices import DTYPES, set_threads
 from bloomery.disk.small import make_folder_of, save_json
 from bloomery.errors import UsageError
 from bloomery.log import logger
@@ -58,9 +58,9 @@ WARMUP = 3
 
 def main() -> int:
     options = parse()
-    torch.set_num_threads(options.threads)
     try:
         make_folder_of(options.to)
+        options.threads = set_threads(options.threads).count
     except UsageError as error:
         logger.error("%s", error)
         return 1
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=PEERS[1:], default=PEERS[1:], help="beside ours")
     parser.add_argument("--steps", type=positive, default=4, help="of a block")
     parser.add_argument("--rounds", type=positive, default=7, help="blocks of each peer")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive)
     parser.add_argument("--compile", action="store_true", help="torch.compile for every peer")
     parser.add_argument("--litgpt-python", default="", help="the interpreter of an environment with litgpt")
     parser.add_argument("--tiny", action="store_true", help="models of a test, whose speed says nothing")

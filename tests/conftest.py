@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
 
 import pytest
-import torch
 import transformers
 
 from bloomery.log import logger
@@ -15,7 +15,6 @@ from tiny import SHAPES, Tiny, build
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 
 @pytest.fixture(scope="session")

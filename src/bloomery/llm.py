@@ -14,7 +14,7 @@ from bloomery.checkpoint.opening import adapter_for, model_folder, shape_folder
 from bloomery.checkpoint.quantized import scheme_to_run
 from bloomery.checkpoint.tokenizer import open_tokenizer
 from bloomery.completion import Completion, Piece, Score, completed
-from bloomery.devices import pick_device, pick_dtype
+from bloomery.devices import pick_device, pick_dtype, set_threads
 from bloomery.engine.continuation import Generating
 from bloomery.engine.engine import DecodeClock
 from bloomery.engine.options import EngineArguments, EngineOptions
@@ -69,11 +69,13 @@ class LLM:
         shape: instead of a model, the shape of one: a published name such as "bloom-560m", or a config.json. Its
             weights are random, bfloat16 unless `dtype` says otherwise, and its tokenizer has a token for each byte.
         seed: of a shape's weights; None is 0.
+        threads: CPU threads to compute on. The number is the process's (torch.set_num_threads), and every other model's
+            in it: give it once, before anything is computed. None leaves PyTorch's as it is.
         engine: how it is run, by the names of EngineOptions: max_seq_len, max_batch_size, shapes, …
 
     Raises:
-        UsageError: there is no such model, device, dtype or scheme, an option of the engine cannot be met, or a shape's
-            weights do not fit.
+        UsageError: there is no such model, device, dtype or scheme, no process can have so many threads, an option of
+            the engine cannot be met, or a shape's weights do not fit.
         CheckpointError: the folder is incomplete or damaged, or fetching it failed.
     """
 
@@ -91,9 +93,12 @@ class LLM:
         draft: str | Path | None = None,
         shape: str | Path | None = None,
         seed: int | None = None,
+        threads: int | None = None,
         **engine: Unpack[EngineArguments],
     ) -> None:
         options = EngineOptions(**engine)
+        if threads is not None:
+            set_threads(threads)
         if shape is None:
             self.folder = model_folder(model, revision, offline, token, seed)
         else:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bloomery import LLM
-from bloomery.bench.machine import caches, physical_cores
+from bloomery.bench.machine import caches
 from bloomery.bench.measure import Asked, measure
 from bloomery.bench.report import memory_values, seconds_a_token_as_text
 from bloomery.bench.spread import Spread
@@ -76,13 +76,3 @@ def test_caches_are_what_the_system_says(tmp_path: Path) -> None:
     (tmp_path / "index2").mkdir()  # which says nothing
     assert caches(tmp_path) == {"L1 data": "32K", "L2 unified": "1024K"}
     assert caches(tmp_path / "nowhere") == {}
-
-
-def test_a_core_that_two_processors_share_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3, 5})
-    for number, siblings in enumerate(["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"]):
-        folder = tmp_path / f"cpu{number}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert physical_cores(tmp_path) == 4  # processors 1 and 5 are one core
-    assert physical_cores(tmp_path / "nowhere") == 5

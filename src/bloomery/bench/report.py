@@ -78,13 +78,13 @@ def seconds_a_token_as_text(tokenizer: Tokenizer | None, completions: Sequence[C
 
 def lines(values: Values) -> list[str]:
     """For people."""
-    asked = values["asked"]
+    asked, machine = values["asked"], values["machine"]
     run = f"{asked['rounds']} rounds of {asked['requests']} texts, {values['batch']} at once"
     scheme = values.get("quant", "none")
     form = values["dtype"] if scheme == "none" else f"{scheme}, else {values['dtype']},"
     model = (values["model"], f"{form} on {values['device']}", values["engine"])
     found = [
-        " · ".join((*model, f"{values['machine']['threads']} threads")),
+        " · ".join((*model, f"{machine['threads']} threads ({machine['threads from']})")),
         f"{run}, {asked['prompt_length']} + {asked['new_tokens']} tokens",
     ]
     for name, unit, scale in (

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from bloomery import __version__, log, settings
+from bloomery.cli.options import ComputeOptions
 from bloomery.errors import BloomeryError, UsageError
 
 
@@ -118,6 +119,8 @@ def _run(argv: list[str]) -> int:
     if options.print_config:
         print(settings.as_recipe(options), end="")
         return 0
+    if isinstance(options, ComputeOptions):
+        import_module("bloomery.devices").set_threads(options.threads)  # before any thread is there
     return import_module(verb.module).run(options)
 
 

@@ -16,6 +16,7 @@ from bloomery.bench.report import (
 )
 from bloomery.cli.models import own, reference
 from bloomery.cli.options import BenchOptions, ThroughputOptions
+from bloomery.devices import pick_threads
 from bloomery.disk.small import make_folder_of, save_json
 from bloomery.engine.options import EngineOptions
 from bloomery.errors import UsageError
@@ -31,7 +32,7 @@ ANY_ENGINE = frozenset(
 def run(options: BenchOptions) -> int:
     """Measure, print, and write what was asked for."""
     _check(options)
-    before = machine()  # before anything of ours makes it busy
+    before = machine(pick_threads(options.threads))  # before anything of ours makes it busy
     running = replace(options.running, max_batch_size=options.batch)
     began = perf_counter()
     llm = own(options, running) if options.engine == "bloomery" else reference(options, options.running, ANY_ENGINE)

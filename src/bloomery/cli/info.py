@@ -20,7 +20,7 @@ from bloomery.checkpoint.quantized import scheme_of
 from bloomery.checkpoint.store import open_portions
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
-from bloomery.devices import pick_device, threads
+from bloomery.devices import Threads, pick_device, pick_threads
 from bloomery.engine.options import MAX_STEP_TOKENS
 from bloomery.engine.shapes import HEAD_AT_ONCE
 from bloomery.environment import cache_dir
@@ -45,7 +45,7 @@ def run(options: InfoOptions) -> int:
         raise UsageError("--tokens and --batch are for a model: give one, such as bloomery info dickens --tokens 512")
     if not options.model and options.revision is not None:
         raise UsageError("--revision is for a model of the Hub: name one")
-    facts: dict[str, Facts] = {"machine": _machine()}
+    facts: dict[str, Facts] = {"machine": _machine(pick_threads(options.threads))}
     if options.model:
         where = resolve(options.model, options.revision, options.offline, options.token)
         facts |= _model(read_folder(where), options)
@@ -71,14 +71,15 @@ def _shown(name: str, value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def _machine() -> Facts:
+def _machine(threads: Threads) -> Facts:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "bloomery": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": _version("transformers"),
-        "threads": threads(),
+        "threads": threads.count,
+        "threads from": threads.source,
         "cpu instructions": torch.backends.cpu.get_cpu_capability(),
         "native kernels": "compiled" if native.library() else "not compiled: reference path",
         "gpus": ", ".join(gpus) or "none",

@@ -10,7 +10,9 @@ from bloomery.llm import LLM
 from bloomery.log import logger
 from bloomery.reference.engine import ReferenceLLM
 
-REFERENCE_TAKES = frozenset({field.name for field in fields(HubOptions)} | {"model", "dtype", "device", "max_seq_len"})
+REFERENCE_TAKES = frozenset(
+    {field.name for field in fields(HubOptions)} | {"model", "dtype", "device", "threads", "max_seq_len"}
+)
 """Options of models and engines that mean the same whichever engine runs."""
 INSTEAD = {
     "max_batch_size": "it runs one prompt at a time; leave it out",

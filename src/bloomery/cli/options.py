@@ -30,7 +30,16 @@ class HubOptions(VerbOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(HubOptions):
+class ComputeOptions(HubOptions):
+    """On what a verb computes."""
+
+    threads: int | None = None
+    """CPU threads to compute on; unset takes OMP_NUM_THREADS, or the physical cores that this process may run on, fewer
+    where a CPU quota of its control group is less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ComputeOptions):
     """Which model, and how to run it."""
 
     model: str = "dickens"
@@ -121,7 +130,7 @@ class FetchOptions(HubOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(HubOptions):
+class ConvertOptions(ComputeOptions):
     """Options of `convert`."""
 
     source: str = ""
@@ -143,7 +152,7 @@ class ConvertOptions(HubOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(HubOptions):
+class ExportOptions(ComputeOptions):
     """Options of `export`."""
 
     source: str = ""
@@ -181,7 +190,7 @@ class TokenizeOptions(HubOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoOptions(HubOptions):
+class InfoOptions(ComputeOptions):
     """Options of `info`."""
 
     model: str = ""
@@ -197,7 +206,7 @@ class InfoOptions(HubOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions(HubOptions):
+class VerifyOptions(ComputeOptions):
     """Options of `verify`."""
 
     model: str = "dickens"

@@ -3,6 +3,7 @@
 import json
 
 from bloomery.cli.options import TrainOptions
+from bloomery.devices import set_threads
 from bloomery.train.trainer import Trainer
 
 STOPPED = 3
@@ -11,6 +12,8 @@ STOPPED = 3
 
 def run(options: TrainOptions) -> int:
     """Train; or only measure, and print one JSON object a held-out set. The trainer says where the model is."""
+    if options.config.run.threads is None:
+        set_threads()
     trainer = Trainer(options.config, resume=options.resume, measure=options.eval_only)
     if options.eval_only:
         for name, measured in trainer.evaluate().items():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bloomery.data.samples import Ids, Samples
-from bloomery.devices import DTYPES, keep_freed_memory, pick_device
+from bloomery.devices import DTYPES, keep_freed_memory, pick_device, set_threads
 from bloomery.errors import BloomeryError
 from bloomery.log import logger
 from bloomery.train.evaluate import Evaluation, Evaluator, pooled
@@ -73,7 +73,7 @@ class Trainer:
         refuse_other_model(config, self.described, resume=resume)
         self.out = open_folder(config, resume=resume, record=not measure)
         if run.threads is not None:
-            torch.set_num_threads(run.threads)
+            set_threads(run.threads)
         if self.device.type == "cpu" and not keep_freed_memory():
             logger.info("freed memory goes back to the system at every step: this C library cannot be asked to keep it")
         if run.deterministic:

@@ -31,7 +31,7 @@ THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def thread_count() -> int:
-    """Threads of kernels: as many as PyTorch has, or had outside of `torch_alone`."""
+    """Threads of kernels: as many as PyTorch has (`devices.set_threads`), or had outside of `torch_alone`."""
     return THREADS.get() or torch.get_num_threads()
 
 

@@ -153,7 +153,7 @@ class Run:
     """Refuse operations whose result depends on the order of threads, so that a run repeats itself bit for bit on a GPU
     too."""
     threads: int | None = None
-    """CPU threads; unset: as many as PyTorch chooses."""
+    """CPU threads; unset: as many as PyTorch has, which bloomery train sets as --threads of other verbs."""
     compile: bool = False
     """Compile each block with torch.compile; on a CPU all but its attention."""
     recompute: bool = False
