@@ -26,7 +26,11 @@ def texts(llm: LLM, prompts: list[list[int]], params: SamplingParams = PARAMS) -
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_keys_and_values_are_kept_in_the_dtype_asked_for(either: Tiny, dtype: Any) -> None:
     llm, ids = LLM(either.path, dtype="float32", cache_dtype=dtype), either.prompt(100)
-    assert llm.engine.runner.cache.keys.dtype == llm.engine.runner.cache.values.dtype == getattr(torch, dtype)
+    assert (
+        llm.engine.runner.cache.keys.numbers.dtype
+        == llm.engine.runner.cache.values.numbers.dtype
+        == getattr(torch, dtype)
+    )
     off = float((llm.logits(ids) - either.logits(ids)).abs().max() / either.logits(ids).abs().max())
     bits = {"float32": 2**-17, "float16": 2**-8, "bfloat16": 2**-5}[dtype]
     assert off < bits
@@ -37,9 +41,9 @@ def test_a_cpu_keeps_the_models_dtype_where_there_are_kernels_for_it(
     bloom: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if native.library() is not None:
-        assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.bfloat16
+        assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.numbers.dtype == torch.bfloat16
     monkeypatch.setattr(native, "library", lambda: None)
-    assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.float32
+    assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.numbers.dtype == torch.float32
 
 
 def test_a_softmax_in_bfloat16_is_not_forced_off_in_fp32(either: Tiny) -> None:

@@ -7,8 +7,8 @@
 
 #include <stdint.h>
 
-/* What numbers are kept in. */
-enum { FP32, BF16, DTYPES };
+/* What numbers are kept in; keys and values in 8 bits as well, each vector with a scale of its own. */
+enum { FP32, BF16, DTYPES, INT8 = DTYPES, KEPT_DTYPES };
 
 /* A call's fields have eight bytes each, so that it can be written down as numbers. m tokens, n outputs, k inputs. */
 typedef struct {
@@ -120,6 +120,8 @@ typedef struct {
     const void *key, *value;   /* (tokens, kv_heads, size) */
     void *out;                 /* (tokens, heads, size) */
     void *keys, *values;       /* (blocks, BLOCK, kv_heads, size) */
+    float *key_scales;         /* (blocks, BLOCK, kv_heads) of INT8: what a number of the vector counts for; else NULL */
+    float *value_scales;
     const int64_t *places;     /* (tokens) */
     const Tile *tile;          /* (tiles) */
     const int64_t *table;      /* blocks of all rows */
@@ -143,8 +145,8 @@ typedef struct {
     void (*largest)(const float *x, long begin, long end, float *value, int64_t *place);
     void (*gather)(const Gather *c, long m0, long m1);
     void (*rotate)(const Rotate *c, long m0, long m1);
-    void (*keep[DTYPES])(const Attention *a, long n0, long n1);
-    void (*attend[DTYPES])(const Attention *a, const Tile *t, long head);
+    void (*keep[KEPT_DTYPES])(const Attention *a, long n0, long n1);
+    void (*attend[KEPT_DTYPES])(const Attention *a, const Tile *t, long head);
 } Kernels;
 
 extern const Kernels bloomery_portable, bloomery_avx2, bloomery_avx512, bloomery_avx512_bf16;
