@@ -62,6 +62,22 @@ def rounded(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return whole.astype(np.int8), scales
 
 
+def hard_vectors(size: int) -> Tensor:
+    """(N, D) fp32: of every magnitude, ties, zeros, too small for a scale, too large, and not finite."""
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(100, size, generator=generator)
+    x[20:40] *= torch.logspace(-44, 38, 20, dtype=torch.float64)[:, None].float()
+    x[40:60] = torch.randint(-253, 254, (20, size), generator=generator) / 2
+    x[40:60, 0] = 127  # a scale of 1, and of 2^-130 to 2^120
+    x[45:60] *= (2.0 ** torch.linspace(-130, 120, 15, dtype=torch.float64).round())[:, None].float()
+    x[60], x[61] = 0, -0.0
+    x[62, -1], x[63, 0], x[64, size // 2] = NAN, torch.inf, -torch.inf
+    x[65] = torch.finfo(F32).max
+    x[66] = torch.finfo(F32).tiny
+    x[67] = 127 * torch.finfo(F32).tiny
+    return x
+
+
 def as_kept(x: Tensor, dtype: torch.dtype) -> Tensor:
     """What is kept of vectors (..., D), in float64."""
     if dtype != INT8:

@@ -55,6 +55,14 @@ def test_text_goes_to_stdout_and_the_figures_to_stderr(capsys, folder):
         assert figure in err
 
 
+def test_keys_and_values_in_8_bits_are_asked_for_by_the_same_name(capsys, folder):
+    words = ("--cache-dtype", "int8", "--max-new-tokens", "30", "--ignore-eos", "--json")
+    code, out, _ = run(capsys, "generate", "the cat", "--model", folder, *words)
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    expected = LLM(folder, cache_dtype="int8").generate("the cat", params)[0]
+    assert (code, json.loads(out)["text"]) == (0, expected.text)
+
+
 def test_quiet_says_nothing_beside_the_text(capsys, folder):
     assert run(capsys, "generate", "the cat", "--model", folder, "-q")[2] == ""
 
