@@ -40,8 +40,8 @@ def blocks_for(tokens: int) -> int:
 def new_cache(decoder: Decoder, blocks: int) -> KVCache:
     """A pool that holds NaN: a block that is used without `clear` is noticed."""
     cache = KVCache(decoder.config, blocks, decoder.dtype, decoder.device)
-    cache.keys.fill_(torch.nan)
-    cache.values.fill_(torch.nan)
+    cache.keys.numbers.fill_(torch.nan)
+    cache.values.numbers.fill_(torch.nan)
     return cache
 
 

@@ -23,12 +23,12 @@ def generate(path: str, texts: int, length: int, new_tokens: int, options: dict[
     prompts = [[(31 * text + place) % 997 + 3 for place in range(length)] for text in range(texts)]
     for one in llm.generate(prompts, SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)):
         assert len(one.token_ids) == new_tokens
-    itemsize = llm.engine.runner.cache.keys.element_size()
+    dtype = llm.engine.runner.cache.keys.numbers.dtype
     return {
         "resident": memory("VmHWM:") - resident,
         "anonymous": memory("RssAnon:") - anonymous,
         "weights": nbytes(llm.decoder.parameters()),
-        "kv": kv_bytes(llm.decoder.config, length + new_tokens, texts, itemsize),
+        "kv": kv_bytes(llm.decoder.config, length + new_tokens, texts, dtype),
         "seconds": perf_counter() - began,
     }
 

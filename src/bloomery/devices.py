@@ -52,6 +52,11 @@ def pick_dtype(name: str) -> torch.dtype | None:
     return DTYPES[name]
 
 
+def pick_cache_dtype(name: str) -> torch.dtype | None:
+    """As `pick_dtype`, of keys and values, which may be kept in 8 bits as well."""
+    return torch.int8 if name == "int8" else pick_dtype(name)
+
+
 @dataclass(frozen=True)
 class Threads:
     """How many CPU threads a process computes on, and why."""

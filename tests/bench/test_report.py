@@ -36,6 +36,13 @@ def test_a_step_reads_all_weights_but_the_table_and_the_blocks_of_every_text(eit
     assert values["share"] == pytest.approx(values["GB/s"] / values["read bandwidth (GB/s)"])
 
 
+def test_keys_and_values_in_8_bits_are_read_with_their_scales(bloom: Tiny) -> None:
+    llm = LLM(bloom.path, max_batch_size=2, cache_dtype="int8")
+    config, values = llm.decoder.config, memory_values(llm, asked(llm), STEP)
+    block = 2 * config.num_layers * config.num_kv_heads * (config.head_dim + 4) * 64
+    assert values["KV (bytes a step)"] == 2 * block * (4 * 1 + 3 * 2) // 7
+
+
 def test_only_texts_that_run_at_once_are_read(bloom: Tiny) -> None:
     llm = LLM(bloom.path, max_batch_size=1)
     one, two = (memory_values(llm, asked(llm, requests=n), STEP)["KV (bytes a step)"] for n in (1, 2))

@@ -33,6 +33,16 @@ def test_latency_says_what_was_measured_and_on_what(capsys: pytest.CaptureFixtur
     assert 0 < found["memory"]["share"] < 2
 
 
+def test_a_cache_in_8_bits_is_measured_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, rounded = (
+        figures(capsys, "latency", *SMALL, *more) for more in (("--cache-dtype", "float32"), ("--cache-dtype", "int8"))
+    )
+    assert rounded["running"]["cache_dtype"] == "int8"
+    size = 64  # of a head of dickens: numbers, and the bytes of a scale
+    kv = "KV (bytes a step)"
+    assert rounded["memory"][kv] * 4 * size == plain["memory"][kv] * (size + 4)
+
+
 def test_throughput_runs_more_requests_than_seats(capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(capsys, "throughput", *SMALL, "--batch", "2", "--requests", "7")
     assert found["measured"]["tokens"] == 2 * 7 * 5

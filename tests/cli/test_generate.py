@@ -55,6 +55,19 @@ def test_text_goes_to_stdout_and_the_figures_to_stderr(capsys, folder):
         assert figure in err
 
 
+def test_keys_and_values_in_8_bits_are_asked_for_by_the_same_name(capsys, folder):
+    words = ("--max-new-tokens", "30", "--ignore-eos", "--json", "--logprobs", "1")
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True, logprobs=1)
+    said = []
+    for cache_dtype in ("int8", "float32"):
+        code, out, _ = run(capsys, "generate", "the cat", "--model", folder, "--cache-dtype", cache_dtype, *words)
+        expected = LLM(folder, cache_dtype=cache_dtype).generate("the cat", params)[0]
+        said.append([token["logprob"] for token in json.loads(out)["logprobs"]])
+        assert (code, json.loads(out)["text"]) == (0, expected.text)
+        assert said[-1] == [token.logprob for token in expected.logprobs]
+    assert said[0] != said[1]
+
+
 def test_quiet_says_nothing_beside_the_text(capsys, folder):
     assert run(capsys, "generate", "the cat", "--model", folder, "-q")[2] == ""
 

@@ -320,6 +320,23 @@ def test_info_of_memory_is_what_a_cache_takes(folder: Path, capsys: pytest.Captu
     assert memory["tokens of a step, at most"] == 300
 
 
+def test_info_of_memory_counts_keys_and_values_as_they_would_be_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bloomery.checkpoint.folder import read_folder
+
+    config = read_folder(folder).config
+    for name in ("float32", "bfloat16", "float16", "int8"):
+        found = info(capsys, folder, "--tokens", "100", "--batch", "3", "--cache-dtype", name)
+        cache = KVCache(config, 6, getattr(torch, name), torch.device("cpu"))
+        assert found["memory"]["keys and values (bytes)"] == cache.keys.nbytes + cache.values.nbytes
+        assert found["model"]["KV per token (bytes)"] * 6 * 64 == cache.keys.nbytes + cache.values.nbytes
+        assert name in found["model"]["kernels"]
+        if native.library() is not None:
+            ours = "attention in float32 to keys and values in" in found["model"]["kernels"]
+            assert ours == (name != "float16")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -334,6 +351,11 @@ def test_memory_of_what_cannot_be_is_refused(
     assert main(["info", str(folder), *words]) == 2
     assert said in capsys.readouterr().err
     assert main(["info", *words]) == 2
+    assert "are for a model" in capsys.readouterr().err
+
+
+def test_a_cache_dtype_without_a_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--cache-dtype", "int8"]) == 2
     assert "are for a model" in capsys.readouterr().err
 
 

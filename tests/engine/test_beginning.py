@@ -20,7 +20,9 @@ def begun(decoder: Decoder, ids: list[int]) -> Beginning:
     """The keys and values of a text, as a cache has them after it has run."""
     cache, row = one_row(decoder, len(ids))
     step(decoder, cache, [row], [ids])
-    return Beginning(*(pool.flatten(1, 2)[:, : len(ids)].clone() for pool in (cache.keys, cache.values)))
+    return Beginning(
+        *(pool.flatten(1, 2)[:, : len(ids)].clone() for pool in (cache.keys.numbers, cache.values.numbers))
+    )
 
 
 def forward(engine: Engine, ids: list[int]) -> torch.Tensor:
@@ -44,8 +46,8 @@ def test_every_request_begins_anew_in_blocks_of_others(either: Tiny) -> None:
     decoder = load(either.path)
     ids = either.prompt(70)
     engine = Engine(decoder, max_seq_len=128, max_batch_size=2, max_step_tokens=16, beginning=begun(decoder, ids[:30]))
-    engine.runner.cache.keys.fill_(torch.nan)
-    engine.runner.cache.values.fill_(torch.nan)
+    engine.runner.cache.keys.numbers.fill_(torch.nan)
+    engine.runner.cache.values.numbers.fill_(torch.nan)
     requests = [Request(Forward(ids[30:], head=True)) for _ in range(5)]
     for request in requests:
         engine.add(request)
@@ -71,12 +73,12 @@ def test_a_beginning_is_written_where_the_blocks_say(bloom: Tiny) -> None:
     decoder = load(bloom.path)
     config = decoder.config
     cache = KVCache(config, 4, torch.float32, torch.device("cpu"))
-    cache.keys.fill_(0)
-    cache.values.fill_(0)
+    cache.keys.numbers.fill_(0)
+    cache.values.numbers.fill_(0)
     shape = (config.num_layers, BLOCK + 3, config.num_kv_heads, config.head_dim)
     beginning = Beginning(torch.randn(shape), torch.randn(shape))
     cache.begin((3, 1), beginning)
-    for pool, first in ((cache.keys, beginning.keys), (cache.values, beginning.values)):
+    for pool, first in ((cache.keys.numbers, beginning.keys), (cache.values.numbers, beginning.values)):
         assert torch.equal(pool[:, 3], first[:, :BLOCK])
         assert torch.equal(pool[:, 1, :3], first[:, BLOCK:])
         assert (pool[:, [0, 2]] == 0).all()

@@ -18,6 +18,7 @@ FORMS = {
     "int8": {"dtype": "bfloat16", "quant": "int8"},
     "int4": {"dtype": "float32", "quant": "int4"},
     "int4-g128": {"dtype": "bfloat16", "quant": "int4-g128"},
+    "int8-cache": {"dtype": "bfloat16", "cache_dtype": "int8"},
 }
 ONE_OF_EACH = {shape.family: shape.name for shape in SHAPES}
 PARAMS = SamplingParams(max_new_tokens=70, ignore_eos=True, logprobs=4)
@@ -69,3 +70,24 @@ def test_guesses_that_are_checked_change_nothing(bloom: Tiny, form: str) -> None
     guessed = llm.generate(prompts, replace(PARAMS, prompt_lookup_num_tokens=5))
     assert [said(done) for done in guessed] == [said(done) for done in llm.generate(prompts, PARAMS)]
     assert sum(done.speculation.accepted for done in guessed) > 20
+
+
+def test_texts_of_one_prompt_have_their_own_copies_of_what_is_kept_in_8_bits(bloom: Tiny) -> None:
+    """Each is what it would be on its own: the whole text at once gives the numbers it was drawn from."""
+    llm, prompt = LLM(bloom.path, cache_dtype="int8"), bloom.prompt(100)  # a block, and a half-full one that is copied
+    params = replace(PARAMS, num_return_sequences=3, temperature=1.0, seed=5, logprobs=0)
+    texts = llm.generate(prompt, params)
+    assert len({done.token_ids for done in texts}) == 3
+    for done in texts:
+        logits = llm.logits([*prompt, *done.token_ids])[len(prompt) - 1 : -1]
+        chosen = logits.log_softmax(-1)[range(len(done.token_ids)), list(done.token_ids)]
+        assert [scores.logprob for scores in done.logprobs] == chosen.tolist()
+
+
+def test_a_search_forks_what_is_kept_in_8_bits(bloom: Tiny) -> None:
+    """Beams that end at the same text have its probability, as it has on its own."""
+    llm, prompt = LLM(bloom.path, cache_dtype="int8"), bloom.prompt(100)
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True, num_beams=4, num_return_sequences=4, length_penalty=0.0)
+    for done in llm.generate(prompt, params):
+        alone = llm.score([(prompt, list(done.token_ids))])[0].logprobs
+        assert done.score == pytest.approx(sum(alone), rel=1e-5)

@@ -198,11 +198,11 @@ def test_a_poisoned_scratch_block_reaches_nobody(decoder: Decoder, first: list[A
     """What padding writes is read by padding alone."""
     engine = start_engine(decoder, EngineOptions(shapes="static", max_batch_size=8), max_seq_len=CONTEXT)
     cache = engine.runner.cache
-    assert cache.scratch == cache.keys.shape[1] - 1 == engine.scheduler.pool.size
+    assert cache.scratch == cache.keys.numbers.shape[1] - 1 == engine.scheduler.pool.size
     inner = engine.runner.run
 
     def poisoned(batch: Any) -> Any:
-        cache.keys[:, cache.scratch], cache.values[:, cache.scratch] = torch.nan, torch.nan
+        cache.keys.numbers[:, cache.scratch], cache.values.numbers[:, cache.scratch] = torch.nan, torch.nan
         return inner(batch)
 
     engine.runner.run = poisoned  # type: ignore[method-assign]

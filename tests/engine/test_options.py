@@ -25,7 +25,8 @@ from conftest import Tiny
         ({"max_step_tokens": 2.0}, "max_step_tokens is 2.0: give a whole number"),
         ({"max_seq_len": -1}, "max_seq_len is -1: give at least 1, or leave it out"),
         ({"cache_positions": 0}, "cache_positions is 0: give at least 1, or leave it out"),
-        ({"cache_dtype": "int8"}, "cache_dtype 'int8' is not one of: auto, float32, bfloat16, float16"),
+        ({"cache_dtype": "int4"}, "cache_dtype 'int4' is not one of: auto, float32, bfloat16, float16, int8"),
+        ({"softmax_dtype": "int8"}, "softmax_dtype 'int8' is not one of: auto, float32, bfloat16"),
         ({"softmax_dtype": "float16"}, "softmax_dtype 'float16' is not one of: auto, float32, bfloat16"),
         ({"shapes": "ragged"}, "shapes 'ragged' is not one of: static, bucket, dynamic"),
         ({"shapes": "bucket", "bucket": 1}, "bucket is 1: give at least 2, or shapes dynamic, which pads nothing"),
@@ -48,7 +49,7 @@ GIVEN: EngineArguments = {
     "max_batch_size": 2,
     "max_step_tokens": 96,
     "cache_positions": 320,
-    "cache_dtype": "float16",
+    "cache_dtype": "int8",
     "softmax_dtype": "float32",
     "shapes": "bucket",
     "bucket": 48,
@@ -76,7 +77,7 @@ def test_recipe_environment_and_command_line_have_them_all(
     recipe = tmp_path / "recipe.toml"
     written = ('shapes = "bucket"', "bucket = 48", "max_seq_len = 256", "max_batch_size = 2", "compile = true")
     recipe.write_text("\n".join((*written, "exact_activations = true", "huge_pages = true")))
-    monkeypatch.setenv("BLOOMERY_CACHE_DTYPE", "float16")
+    monkeypatch.setenv("BLOOMERY_CACHE_DTYPE", "int8")
     monkeypatch.setenv("BLOOMERY_WARMUP", "true")
     monkeypatch.setenv("BLOOMERY_SOFTMAX_DTYPE", "float32")
     words = ["--max-step-tokens", "96", "--cache-positions", "320", "--graphs", "lazy"]

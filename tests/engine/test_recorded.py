@@ -36,6 +36,15 @@ def test_recorded_equals_not_recorded(tiny: Callable[[str], Tiny], name: str, dt
     assert set(one.engine.runner.recorded._steps) == {1, 2, 3}
 
 
+def test_recorded_equals_not_recorded_with_keys_and_values_in_8_bits(tiny: Callable[[str], Tiny]) -> None:
+    name = "bloom-6-heads"
+    prompts = [tiny(name).prompt(length) for length in (3, 70, 20)]
+    one, other = LLM(tiny(name).path, cache_dtype="int8"), unrecorded(LLM(tiny(name).path, cache_dtype="int8"))
+    for batch in (prompts[:1], prompts, prompts[1:]):
+        assert answers(one, batch) == answers(other, batch)
+    assert set(one.engine.runner.recorded._steps) == {1, 2, 3}
+
+
 def test_a_recording_is_made_again_where_a_text_outgrows_it_or_threads_change(tiny: Callable[[str], Tiny]) -> None:
     name = "bloom-6-heads"
     llm, other = LLM(tiny(name).path), unrecorded(LLM(tiny(name).path))

@@ -84,7 +84,7 @@ def test_dynamic_shapes_pad_nothing() -> None:
 @pytest.fixture
 def without_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own reads what there is, whatever the shapes; PyTorch's attention has some."""
-    monkeypatch.setattr(cache, "runs_natively", lambda x: False)
+    monkeypatch.setattr(cache, "attends_natively", lambda x: False)
 
 
 class Seen:
@@ -168,8 +168,8 @@ def test_warming_up_leaves_nothing_behind(bloom: Tiny, kind: Any) -> None:
     # Fewer positions than the longest step has tokens.
     options = EngineOptions(shapes=kind, warmup=True, max_batch_size=4, cache_positions=128)
     engine = start_engine(decoder, options, max_seq_len=256)
-    engine.runner.cache.keys.fill_(torch.nan)
-    engine.runner.cache.values.fill_(torch.nan)
+    engine.runner.cache.keys.numbers.fill_(torch.nan)
+    engine.runner.cache.values.numbers.fill_(torch.nan)
     engine.warm_up()
     assert engine.scheduler.pool.free == [0, 1]
     assert engine.decoding.steps == 0

@@ -23,12 +23,13 @@ def texts(llm: LLM, prompts: list[list[int]], params: SamplingParams = PARAMS) -
     return [done.token_ids for done in llm.generate(prompts, params)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 def test_keys_and_values_are_kept_in_the_dtype_asked_for(either: Tiny, dtype: Any) -> None:
     llm, ids = LLM(either.path, dtype="float32", cache_dtype=dtype), either.prompt(100)
-    assert llm.engine.runner.cache.keys.dtype == llm.engine.runner.cache.values.dtype == getattr(torch, dtype)
+    cache = llm.engine.runner.cache
+    assert cache.keys.numbers.dtype == cache.values.numbers.dtype == cache.dtype == getattr(torch, dtype)
     off = float((llm.logits(ids) - either.logits(ids)).abs().max() / either.logits(ids).abs().max())
-    bits = {"float32": 2**-17, "float16": 2**-8, "bfloat16": 2**-5}[dtype]
+    bits = {"float32": 2**-17, "float16": 2**-8, "bfloat16": 2**-5, "int8": 2**-4}[dtype]
     assert off < bits
     assert dtype == "float32" or off > bits / 2**10
 
@@ -37,9 +38,30 @@ def test_a_cpu_keeps_the_models_dtype_where_there_are_kernels_for_it(
     bloom: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if native.library() is not None:
-        assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.bfloat16
+        assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.numbers.dtype == torch.bfloat16
     monkeypatch.setattr(native, "library", lambda: None)
-    assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.dtype == torch.float32
+    assert LLM(bloom.path, dtype="bfloat16").engine.runner.cache.keys.numbers.dtype == torch.float32
+
+
+def test_pytorchs_attention_to_8_bits_gives_what_our_own_does(either: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where numbers that differ in their last bits are rounded to another step of their scale."""
+    ids = either.prompt(100)
+    ours = LLM(either.path, cache_dtype="int8").logits(ids)
+    monkeypatch.setattr(native, "library", lambda: None)
+    theirs = LLM(either.path, cache_dtype="int8").logits(ids)
+    exact, largest = either.logits(ids), either.logits(ids).abs().max()
+    assert (ours - theirs).abs().mean() <= 0.05 * (ours - exact).abs().mean()
+    assert (ours - theirs).abs().max() <= 2**-6 * largest
+
+
+@pytest.mark.skipif(native.library() is None, reason="the library was not built")
+def test_with_keys_and_values_in_8_bits_all_of_a_step_is_our_own_and_recorded(bloom: Tiny) -> None:
+    for dtype in ("float32", "bfloat16"):
+        llm = LLM(bloom.path, dtype=dtype, cache_dtype="int8")
+        assert llm.engine.runner.native
+        texts(llm, [bloom.prompt(20)])
+        assert set(llm.engine.runner.recorded._steps) == {1}
+        assert not LLM(bloom.path, dtype=dtype, cache_dtype="float16").engine.runner.native
 
 
 def test_a_softmax_in_bfloat16_is_not_forced_off_in_fp32(either: Tiny) -> None:

@@ -68,18 +68,18 @@ def test_parameters_of_every_family_are_those_of_its_decoder(checkpoint: Tiny) -
 
 @configs
 @pytest.mark.parametrize(("positions", "sequences"), [(1, 1), (64, 1), (65, 3), (1000, 2)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_cache_takes_what_is_computed(
     config: DecoderConfig, positions: int, sequences: int, dtype: torch.dtype
 ) -> None:
     cache = KVCache(config, sequences * -(-positions // BLOCK), dtype, CPU)
-    assert kv_bytes(config, positions, sequences, dtype.itemsize) == cache.keys.nbytes + cache.values.nbytes
+    assert kv_bytes(config, positions, sequences, dtype) == cache.keys.nbytes + cache.values.nbytes
 
 
-def peak_of_a_step(decoder: Decoder, tokens: int, positions: int, logits: int) -> int:
+def peak_of_a_step(decoder: Decoder, kept: torch.dtype, tokens: int, positions: int, logits: int) -> int:
     """Bytes that torch's allocator hands out for one step, at most at one time."""
-    dtype, blocks = kv_dtype(decoder.dtype, CPU), -(-positions // BLOCK)
-    cache = KVCache(decoder.config, blocks, dtype, CPU)
+    blocks = -(-positions // BLOCK)
+    cache = KVCache(decoder.config, blocks, kept, CPU)
     cache.clear(list(range(blocks)))
     ids, places = torch.zeros(tokens, dtype=torch.long), torch.arange(positions - tokens, positions)
     spans = [Span(positions - tokens, tokens, tuple(range(blocks)))]
@@ -106,6 +106,7 @@ def peak_of_a_step(decoder: Decoder, tokens: int, positions: int, logits: int) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("tokens", "positions", "logits"), [(512, 512, 1), (256, 2048, 1), (64, 256, 64)])
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8], ids=["kept as computed", "kept in int8"])
 def test_a_step_takes_about_what_is_computed(
     config: DecoderConfig,
     dtype: torch.dtype,
@@ -113,11 +114,13 @@ def test_a_step_takes_about_what_is_computed(
     positions: int,
     logits: int,
     compiled: bool,
+    cache_dtype: torch.dtype | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not compiled:
         monkeypatch.setattr(native, "library", lambda: None)
-    taken = peak_of_a_step(Decoder(config).to(dtype).eval(), tokens, positions, logits)
-    itemsizes = (dtype.itemsize, kv_dtype(dtype, CPU).itemsize)
-    computed = activation_bytes(config, tokens, positions, *itemsizes, logits, native=has_native(dtype, CPU))
+    kept = cache_dtype or kv_dtype(dtype, CPU)
+    taken = peak_of_a_step(Decoder(config).to(dtype).eval(), kept, tokens, positions, logits)
+    ours = has_native(dtype, CPU)
+    computed = activation_bytes(config, tokens, positions, dtype.itemsize, kept, logits, native=ours)
     assert 0.8 * taken < computed < 1.2 * taken

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
+from bloomery.ops.kept import Kept
 from bloomery.ops.position import AttentionRule, position_bias
 from softmax import HEADS, RULES, expect, random_qkv, softmax_attention
 
@@ -34,7 +35,7 @@ def test_block_attention_equals_softmax_in_float64(
         queries.append(query[start:])
         expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, rule))
         work.append(Span(start, length, blocks))
-    out = attend_blocks(torch.cat(queries), *pool, group_spans(work, rule, CPU, together=together))
+    out = attend_blocks(torch.cat(queries), *map(Kept, pool), group_spans(work, rule, CPU, together=together))
     expect(out, np.concatenate(expected))
 
 
@@ -99,7 +100,7 @@ def block_attention(
             softmax_attention(*(x.double().numpy() for x in (query[span.start :], key, value)), span.start, rule)
         )
         queries += [query[span.start :], torch.full((span.padding, HEADS, 8), torch.nan)]
-    out = attend_blocks(torch.cat(queries), *pool, group_spans(spans, rule, CPU, together=together), softmax)
+    out = attend_blocks(torch.cat(queries), *map(Kept, pool), group_spans(spans, rule, CPU, together=together), softmax)
     sizes = [size for span in spans for size in (span.length, span.padding)]
     return list(out.split(sizes))[::2], expected
 
@@ -149,7 +150,7 @@ def test_a_softmax_in_bfloat16_is_torchs_own() -> None:
     keys, values = (x.new_zeros(1, BLOCK, HEADS, 8) for x in (key, value))
     keys[0, :40], values[0, :40] = key, value
     groups = group_spans([Span(39, 1, (0,))], AttentionRule(), CPU, together=False)
-    got = attend_blocks(query[39:], keys, values, groups, torch.bfloat16)
+    got = attend_blocks(query[39:], Kept(keys), Kept(values), groups, torch.bfloat16)
     scores = torch.einsum("hd,khd->hk", query[39].bfloat16() / 8**0.5, key.bfloat16())
     weights = torch.softmax(scores, -1, dtype=torch.bfloat16).float()
     torch.testing.assert_close(got[0], torch.einsum("hk,khd->hd", weights, value), rtol=1e-2, atol=1e-2)

@@ -81,14 +81,14 @@ def test_blocks_of_others_never_leak(either: Tiny, garbage: float) -> None:
     prompts = [either.prompt(length) for length in (5, 70, 130)]
     pool, rows = scattered([len(prompt) + 1 for prompt in prompts])
     cache = new_cache(decoder, pool)
-    cache.keys.fill_(garbage)
-    cache.values.fill_(garbage)
+    cache.keys.numbers.fill_(garbage)
+    cache.values.numbers.fill_(garbage)
     clear(cache, rows)
     first = step(decoder, cache, rows, prompts)
     # Now the longest row itself goes bad: the others, in the same batch, must not notice.
     bad = list(rows[2].blocks)
-    cache.keys[:, bad] = garbage
-    cache.values[:, bad] = garbage
+    cache.keys.numbers[:, bad] = garbage
+    cache.values.numbers[:, bad] = garbage
     second = step(decoder, cache, rows, [[7], [7], [7]])
     for index, prompt in enumerate(prompts[:2]):
         assert_parity(first[index], either.logits(prompt))
@@ -98,7 +98,7 @@ def test_blocks_of_others_never_leak(either: Tiny, garbage: float) -> None:
 
 def test_cleared_block_remembers_nothing(either: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """For PyTorch's attention: our own does not read what no token of the text has written."""
-    monkeypatch.setattr(kv, "runs_natively", lambda x: False)
+    monkeypatch.setattr(kv, "attends_natively", lambda x: False)
     decoder = load(either.path)
     ids = either.prompt(70)
     cache = new_cache(decoder, 2)
@@ -116,10 +116,10 @@ def test_cleared_block_remembers_nothing(either: Tiny, monkeypatch: pytest.Monke
 def test_clear_leaves_other_blocks_alone(either: Tiny) -> None:
     decoder = load(either.path)
     cache = new_cache(decoder, 4)
-    cache.keys.fill_(3)
-    cache.values.fill_(4)
+    cache.keys.numbers.fill_(3)
+    cache.values.numbers.fill_(4)
     cache.clear([])
     cache.clear([2, 0])
-    for pool, was in ((cache.keys, 3), (cache.values, 4)):
+    for pool, was in ((cache.keys.numbers, 3), (cache.values.numbers, 4)):
         assert (pool[:, [0, 2]] == 0).all()
         assert (pool[:, [1, 3]] == was).all()

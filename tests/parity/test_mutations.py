@@ -231,7 +231,7 @@ def alibi_not_rounded(patch: Patch) -> None:
 
 
 def without_our_kernel(patch: Patch) -> None:
-    patch.setattr(cache, "runs_natively", lambda x: False)
+    patch.setattr(cache, "attends_natively", lambda x: False)
 
 
 def planned_with(spans: Callable[[Span], Span], rule: Callable[[AttentionRule], AttentionRule]) -> Callable[..., None]:

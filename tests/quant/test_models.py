@@ -111,6 +111,12 @@ def test_the_built_in_model_is_hardly_more_surprised(name: str, allowed: float) 
     assert abs(math.exp(exact - plain) - 1) < allowed
 
 
+def test_keys_and_values_in_8_bits_hardly_surprise_the_built_in_model() -> None:
+    for dtype in ("float32", "bfloat16"):
+        exact, rounded = (surprise(LLM(dtype=dtype, cache_dtype=kept)) for kept in ("float32", "int8"))
+        assert 0 < abs(math.exp(rounded - exact) - 1) < 0.003
+
+
 def test_an_adapter_changes_the_weights_before_they_are_packed(bloom: Tiny, tmp_path: Path) -> None:
     adapted = kind(bloom, tmp_path, "lora")
     merged = dict(LLM(bloom.path, adapter=adapted.path).decoder.named_parameters())

@@ -53,7 +53,7 @@ def _kv(llm: LLM, asked: Asked) -> int:
         runner.shapes.reach(n) or n for n in range(asked.prompt_length + 1, asked.prompt_length + asked.new_tokens)
     ]
     rows = min(asked.requests, llm.engine.scheduler.max_running)
-    read = [kv_bytes(llm.decoder.config, reach, rows, runner.cache.keys.element_size()) for reach in steps]
+    read = [kv_bytes(llm.decoder.config, reach, rows, runner.cache.dtype) for reach in steps]
     return sum(read) // len(read) if read else 0
 
 

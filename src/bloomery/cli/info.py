@@ -20,7 +20,7 @@ from bloomery.checkpoint.quantized import scheme_of
 from bloomery.checkpoint.store import open_portions
 from bloomery.checkpoint.tensors import EMBEDDING, KnownTensors
 from bloomery.cli.options import InfoOptions
-from bloomery.devices import Threads, pick_device, pick_threads
+from bloomery.devices import Threads, pick_cache_dtype, pick_device, pick_threads
 from bloomery.engine.options import MAX_STEP_TOKENS
 from bloomery.engine.shapes import HEAD_AT_ONCE
 from bloomery.environment import cache_dir
@@ -29,9 +29,9 @@ from bloomery.hub.local import local_models
 from bloomery.hub.resolve import BUILT_IN, resolve
 from bloomery.model.cache import kv_dtype
 from bloomery.model.config import DecoderConfig
-from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, parameter_count
+from bloomery.model.size import activation_bytes, bytes_read, kv_bytes, kv_token_bytes, parameter_count
 from bloomery.ops import native
-from bloomery.ops.choice import has_native
+from bloomery.ops.choice import has_native, has_native_attention
 from bloomery.progress import as_size
 from bloomery.quant.scheme import Scheme
 from bloomery.quant.swap import weights
@@ -41,8 +41,10 @@ Facts = dict[str, object]
 
 def run(options: InfoOptions) -> int:
     """Print facts; always 0 unless the model cannot be read. No weights are read, only what the files say of them."""
-    if not options.model and (options.tokens is not None or options.batch != 1):
-        raise UsageError("--tokens and --batch are for a model: give one, such as bloomery info dickens --tokens 512")
+    if not options.model and (options.tokens is not None or options.batch != 1 or options.cache_dtype != "auto"):
+        raise UsageError(
+            "--tokens, --batch and --cache-dtype are for a model: give one, such as bloomery info dickens --tokens 512"
+        )
     if not options.model and options.revision is not None:
         raise UsageError("--revision is for a model of the Hub: name one")
     facts: dict[str, Facts] = {"machine": _machine(pick_threads(options.threads))}
@@ -110,7 +112,7 @@ def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
     by_dtype = _bytes_by_dtype(config, portions, scheme)
     running = [_running_bytes(config, portion, scheme, dtype) for portion in portions]
     sampling = {key: value for key, value in folder.generation.items() if not key.startswith(("_", "transformers"))}
-    kv = kv_dtype(dtype, device)
+    kv = pick_cache_dtype(options.cache_dtype) or kv_dtype(dtype, device)
     facts: Facts = {
         "path": str(folder.path),
         "family": folder.family.name,
@@ -129,7 +131,7 @@ def _model(folder: Folder, options: InfoOptions) -> dict[str, Facts]:
         "runs here in": dtype_name(dtype),
         "kernels": _kernels(dtype, kv, device, scheme),
         "read per token (bytes)": sum(bytes_read(config, sizes) for sizes in running),
-        "KV per token (bytes)": 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv.itemsize,
+        "KV per token (bytes)": kv_token_bytes(config, kv),
         "tokenizer": folder.tokenizer.name if folder.tokenizer else "none: works on token ids",
         "end-of-sequence ids": list(folder.eos_ids),
         "generation defaults": sampling or "none",
@@ -176,18 +178,25 @@ def _store(folder: Folder) -> Facts:
 
 def _kernels(dtype: torch.dtype, kv: torch.dtype, device: torch.device, scheme: Scheme | None) -> str:
     """Which code computes what takes time: our own where it runs, else PyTorch's."""
-    if has_native(dtype, device):
-        products = dtype_name(dtype) if scheme is None else f"{scheme.name}, of tokens rounded to 8 bits"
-        return (
-            f"our own ({native.LEVELS[native.level()]}): linear layers in {products}, "
-            f"attention in float32 to keys and values in {dtype_name(kv)}"
-        )
+    linear, attention = has_native(dtype, device), has_native_attention(kv, device)
     code = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    products = dtype_name(dtype) if scheme is None else f"float32 with weights unpacked from {scheme.name}"
+    level = native.LEVELS[native.level()] if linear or attention else ""
+    if linear:
+        products = dtype_name(dtype) if scheme is None else f"{scheme.name}, of tokens rounded to 8 bits"
+        parts = [f"our own ({level}): linear layers in {products}"]
+    else:
+        products = dtype_name(dtype) if scheme is None else f"float32 with weights unpacked from {scheme.name}"
+        parts = [f"PyTorch ({code}): matrix products in {products}"]
+    if attention:
+        ours = "" if linear else f"our own ({level}) "
+        return ", ".join((*parts, f"{ours}attention in float32 to keys and values in {dtype_name(kv)}"))
+    theirs = f"PyTorch's ({code}) " if linear else ""
+    computed = kv
+    if kv == torch.int8:
+        computed = torch.float32 if device.type == "cpu" else dtype
+    kept = f" to keys and values in {dtype_name(kv)}" if computed != kv else ""
     grouped = "text by text" if device.type == "cpu" else "texts of equal length together"
-    return (
-        f"PyTorch ({code}): matrix products in {products}, scaled_dot_product_attention in {dtype_name(kv)}, {grouped}"
-    )
+    return ", ".join((*parts, f"{theirs}scaled_dot_product_attention in {dtype_name(computed)}{kept}", grouped))
 
 
 def _memory(
@@ -208,9 +217,15 @@ def _memory(
     logits = min(options.batch, HEAD_AT_ONCE)
     parts = {
         "weights (bytes)": weight_bytes,
-        "keys and values (bytes)": kv_bytes(config, tokens, options.batch, kv.itemsize),
+        "keys and values (bytes)": kv_bytes(config, tokens, options.batch, kv),
         "largest step, about (bytes)": activation_bytes(
-            config, step, tokens, dtype.itemsize, kv.itemsize, logits, native=has_native(dtype, device)
+            config,
+            step,
+            tokens,
+            dtype.itemsize,
+            kv,
+            logits,
+            native=has_native(dtype, device) and has_native_attention(kv, device),
         ),
     }
     texts = {"texts at once": options.batch, "tokens of each": tokens, "tokens of a step, at most": step}

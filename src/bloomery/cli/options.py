@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bloomery.engine.options import EngineOptions
+from bloomery.engine.options import CacheDtype, EngineOptions
 from bloomery.engine.params import SamplingParams
 from bloomery.settings import VerbOptions
 from bloomery.train.recipe.config import TrainConfig
@@ -199,6 +199,8 @@ class InfoOptions(ComputeOptions):
     """Positions of each text that memory is computed for; unset is the model's context."""
     batch: int = 1
     """Texts at once that memory is computed for."""
+    cache_dtype: CacheDtype = "auto"
+    """Precision of keys and values that memory is computed for, as for `generate`."""
     local: bool = False
     """List the models that are on this machine: built-in and fetched ones."""
     json: bool = False

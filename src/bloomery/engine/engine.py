@@ -43,7 +43,8 @@ class Engine:
             the request that came last gives way when they run out, and is computed again.
         beginning: what stands before the tokens of every request, which know nothing of it.
         shapes: how steps are padded, for these numbers; None: not at all.
-        cache_dtype: of keys and values, and what PyTorch's attention computes in; None: `kv_dtype` says.
+        cache_dtype: of keys and values, and what PyTorch's attention computes in unless it is int8; None: `kv_dtype`
+            says.
         softmax_dtype: what attention's scores and softmax are computed in; None: as the fused kernel does.
         draft: a smaller decoder of the same vocabulary, which runs what strategies want of model 1. It has as many
             blocks of its own.

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, get_args
 from bloomery.engine.limits import Limit
 from bloomery.errors import UsageError
 
-CacheDtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 SoftmaxDtype = Literal["auto", "float32", "bfloat16"]
 ShapesKind = Literal["static", "bucket", "dynamic"]
 GraphsKind = Literal["off", "lazy", "all"]
@@ -61,7 +61,8 @@ class EngineOptions:
     cache_positions: int | None = None
     """Most positions of keys and values that are kept at once; unset is what a full batch of full length needs."""
     cache_dtype: CacheDtype = "auto"
-    """Precision of keys and values; auto is the model's, but float32 on a CPU for which no kernels were compiled."""
+    """Precision of keys and values; auto is the model's, but float32 on a CPU for which no kernels were compiled. int8
+    rounds each key and each value of a head to 8 bits with a scale of its own."""
     softmax_dtype: SoftmaxDtype = "auto"
     """Precision of attention's scores and softmax; auto is a fused kernel, which has float32 inside."""
     shapes: ShapesKind = "dynamic"

@@ -16,7 +16,7 @@ from bloomery.engine.shapes import HEAD_AT_ONCE, Shapes
 from bloomery.model.cache import CachedAttention, KVCache
 from bloomery.model.decoder import Decoder
 from bloomery.ops.attention import Span
-from bloomery.ops.choice import has_native
+from bloomery.ops.choice import has_native, has_native_attention
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class Runner:
         self.softmax = softmax
         self.rule = decoder.attention_rule
         self.recorded = Recorded(decoder, possible=record)
-        dtypes = decoder.dtype, cache.keys.dtype
-        ours = all(has_native(dtype, decoder.device) for dtype in dtypes) and softmax in (None, torch.float32)
-        self.native = record and ours
+        ours = has_native(decoder.dtype, decoder.device) and has_native_attention(cache.dtype, cache.device)
+        self.native = record and ours and softmax in (None, torch.float32)
         """Whether all of the decoder that takes time is computed by our own kernels."""
 
     @torch.inference_mode()

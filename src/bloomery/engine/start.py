@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bloomery.devices import pick_dtype
+from bloomery.devices import pick_cache_dtype, pick_dtype
 from bloomery.engine.engine import Engine
 from bloomery.engine.options import EngineOptions
 from bloomery.engine.shapes import choose_shapes
@@ -61,7 +61,7 @@ def start_engine(
         beginning=beginning,
         draft=draft,
         shapes=shapes,
-        cache_dtype=pick_dtype(options.cache_dtype),
+        cache_dtype=pick_cache_dtype(options.cache_dtype),
         softmax_dtype=pick_dtype(options.softmax_dtype),
         record=not options.compile,
     )

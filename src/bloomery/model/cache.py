@@ -13,7 +13,8 @@ from bloomery.model.config import DecoderConfig
 from bloomery.ops.attention import BLOCK, Span, attend_blocks, group_spans
 from bloomery.ops.attention_native import attend_natively, plan_step
 from bloomery.ops.causal import attend_causal, causal_bands, hide_other_documents
-from bloomery.ops.choice import has_native, runs_natively
+from bloomery.ops.choice import attends_natively, has_native
+from bloomery.ops.kept import Kept, vector_bytes
 from bloomery.ops.native.calls import thread_count
 from bloomery.ops.position import AttentionRule
 
@@ -39,6 +40,7 @@ class KVCache:
     """A pool of blocks of static shape. Which sequence owns which blocks is a table kept by the engine.
 
     Args:
+        dtype: of keys and values as they are kept; int8 rounds each of their vectors to 8 bits.
         scratch: one more block, behind the others, which no sequence ever owns: what padding writes goes there.
 
     Raises:
@@ -52,10 +54,10 @@ class KVCache:
         self.scratch = blocks if scratch else None
         # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
         try:
-            self.keys = torch.empty(shape, dtype=dtype, device=device)
-            self.values = torch.empty(shape, dtype=dtype, device=device)
+            self.keys = Kept.empty(shape, dtype, device)
+            self.values = Kept.empty(shape, dtype, device)
         except RuntimeError:  # torch.OutOfMemoryError is one on a GPU, on a CPU it is plain
-            size = 2 * math.prod(shape) * dtype.itemsize / 1e9
+            size = 2 * math.prod(shape[:-1]) * vector_bytes(config.head_dim, dtype) / 1e9
             raise UsageError(
                 f"{size:.1f} GB for keys and values of {blocks * BLOCK} positions cannot be had on {device}: "
                 "lower max_batch_size or max_seq_len, or give cache_positions"
@@ -63,25 +65,34 @@ class KVCache:
         if self.scratch is not None:
             self.clear([self.scratch])
 
+    @property
+    def device(self) -> torch.device:
+        return self.keys.numbers.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values as they are kept."""
+        return self.keys.numbers.dtype
+
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks before a new owner uses them: a masked NaN left by another request would still spread."""
         if blocks:
-            index = torch.tensor(blocks, device=self.keys.device)
-            self.keys.index_fill_(1, index, 0)
-            self.values.index_fill_(1, index, 0)
+            index = torch.tensor(blocks, device=self.device)
+            for tensor in (*self.keys.tensors, *self.values.tensors):
+                tensor.index_fill_(1, index, 0)
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks: (from, to) each."""
         if pairs:
-            source, to = torch.tensor(pairs, device=self.keys.device).T
-            self.keys.index_copy_(1, to, self.keys[:, source])
-            self.values.index_copy_(1, to, self.values[:, source])
+            source, to = torch.tensor(pairs, device=self.device).T
+            for tensor in (*self.keys.tensors, *self.values.tensors):
+                tensor.index_copy_(1, to, tensor[:, source])
 
     def begin(self, blocks: tuple[int, ...], beginning: Beginning) -> None:
         """Write a sequence's first positions, which have been computed before."""
-        places = torch.tensor(_places(blocks, 0, beginning.length), device=self.keys.device)
-        for pool, first in ((self.keys, beginning.keys), (self.values, beginning.values)):
-            pool.flatten(1, 2).index_copy_(1, places, first.to(pool.dtype))
+        places = torch.tensor(_places(blocks, 0, beginning.length), device=self.device)
+        self.keys.write(places, beginning.keys)
+        self.values.write(places, beginning.values)
 
 
 def _places(blocks: tuple[int, ...], start: int, length: int) -> list[int]:
@@ -109,14 +120,14 @@ class CachedAttention:
             if span.padding:
                 assert cache.scratch is not None
                 places += [cache.scratch * BLOCK] * span.padding
-        self.places = torch.tensor(places, device=cache.keys.device)  # (N,) where in the pool each new token is kept
-        keys = cache.keys
+        self.places = torch.tensor(places, device=cache.device)  # (N,) where in the pool each new token is kept
+        numbers = cache.keys.numbers
         self.plan = self.groups = None
-        if runs_natively(keys) and softmax in (None, torch.float32):
-            self.plan = plan_step(spans, rule, keys.shape[-2], thread_count())
+        if attends_natively(numbers) and softmax in (None, torch.float32):
+            self.plan = plan_step(spans, rule, numbers.shape[-2], thread_count())
         else:
             # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
-            self.groups = group_spans(spans, rule, keys.device, together=keys.device.type != "cpu")
+            self.groups = group_spans(spans, rule, cache.device, together=cache.device.type != "cpu")
 
     def with_room(self) -> "CachedAttention":
         """The same, for `follow`: with room for sequences twice as long. Only where our own kernel runs."""
@@ -134,12 +145,12 @@ class CachedAttention:
         return True
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys, values = self.cache.keys.layer(layer), self.cache.values.layer(layer)
         if self.plan is not None:
             return attend_natively(self.plan, self.places, query, key, value, keys, values)
         assert self.groups is not None
-        keys.flatten(0, 1).index_copy_(0, self.places, key.to(keys.dtype))
-        values.flatten(0, 1).index_copy_(0, self.places, value.to(values.dtype))
+        keys.write(self.places, key)
+        values.write(self.places, value)
         return attend_blocks(query, keys, values, self.groups, self.softmax)
 
 

@@ -6,12 +6,14 @@ Letters as in `decoder.py`, and L layers, F feed-forward size, N tokens of a ste
 import re
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from bloomery.model.config import DecoderConfig
 from bloomery.model.decoder import Decoder
 from bloomery.model.mlp import Experts
 from bloomery.ops.attention import BLOCK
+from bloomery.ops.kept import vector_bytes
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 FP32 = 4
@@ -44,10 +46,14 @@ def bytes_read(config: DecoderConfig, sizes: Mapping[str, int]) -> int:
     return sum(size for name, size in sizes.items() if is_read(name))
 
 
-def kv_bytes(config: DecoderConfig, positions: int, sequences: int, itemsize: int) -> int:
-    """Keys and values of so many sequences, in whole blocks of numbers of `itemsize` bytes."""
-    blocks = sequences * -(-positions // BLOCK)
-    return 2 * config.num_layers * blocks * BLOCK * config.num_kv_heads * config.head_dim * itemsize
+def kv_token_bytes(config: DecoderConfig, kept: torch.dtype) -> int:
+    """Keys and values of one position in all layers, with the scales of those that are kept in 8 bits."""
+    return 2 * config.num_layers * config.num_kv_heads * vector_bytes(config.head_dim, kept)
+
+
+def kv_bytes(config: DecoderConfig, positions: int, sequences: int, kept: torch.dtype) -> int:
+    """Keys and values of so many sequences, in whole blocks."""
+    return sequences * -(-positions // BLOCK) * BLOCK * kv_token_bytes(config, kept)
 
 
 def activation_bytes(
@@ -55,7 +61,7 @@ def activation_bytes(
     tokens: int,
     positions: int,
     itemsize: int,
-    kv_itemsize: int,
+    kept: torch.dtype,
     logits: int = 1,
     *,
     native: bool = False,
@@ -66,7 +72,8 @@ def activation_bytes(
 
     Args:
         positions: S, of one sequence.
-        itemsize, kv_itemsize: bytes of a number of the hidden states, and of keys and values.
+        itemsize: bytes of a number of the hidden states.
+        kept: what keys and values are kept in.
         logits: positions whose logits are wanted at once.
         native: our own kernel attends, which keeps no biases, no scores and no copies.
     """
@@ -84,7 +91,11 @@ def activation_bytes(
     fused = (heads + 2 * shared) * itemsize
     # Queries of heads that share keys lie apart in the fused projection, unless they have been turned.
     gathered = heads * itemsize if config.rotary is None and config.num_heads > config.num_kv_heads else 0
-    attended = gathered + heads * itemsize if native else heads * (2 * kv_itemsize + itemsize)
+    computed, unrounded = kept.itemsize, 0
+    if kept == torch.int8:  # PyTorch's attention has numbers made of them, on a CPU in fp32
+        computed = FP32
+        unrounded = 2 * -(-positions // BLOCK) * BLOCK * config.num_kv_heads * config.head_dim * computed
+    attended = gathered + heads * itemsize if native else heads * (2 * computed + itemsize) + unrounded
     attention = 2 * hidden + fused + turned + attended
     wide = tokens * config.ffn_size * itemsize * (3 if config.gated_mlp else 2)
     # The stream before and after attention, what was added, and both normed copies; experts gather tokens and add up.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bloomery.ops.kept import Kept
 from bloomery.ops.position import AttentionRule, position_bias
 
 BLOCK = 64
@@ -104,21 +105,22 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, softmax: to
 
 
 def attend_blocks(
-    query: Tensor, keys: Tensor, values: Tensor, groups: list[Group], softmax: torch.dtype | None = None
+    query: Tensor, keys: Kept, values: Kept, groups: list[Group], softmax: torch.dtype | None = None
 ) -> Tensor:
     """Attention of a step's tokens to their sequences' blocks.
 
     Args:
         query: (N, H, D).
-        keys, values: (blocks, BLOCK, K, D), the new tokens' own rows already written; computed in their dtype.
+        keys, values: of a layer, the new tokens' own rows already written; computed in what `computed_in` says.
         softmax: what scores, biases and softmax are computed in; None: fp32 within a fused kernel, which on a GPU
             takes biases in the dtype of keys and values.
 
     Returns: (N, H, D), in the query's dtype.
     """
-    out = torch.empty_like(query)
+    out, dtype = torch.empty_like(query), keys.computed_in(query.dtype)
     for group in groups:
-        q = query[group.tokens].to(keys.dtype).unflatten(0, (group.rows, -1))  # (R, T, H, D)
-        k, v = (cached[group.blocks].reshape(group.rows, -1, *cached.shape[-2:]) for cached in (keys, values))
+        q = query[group.tokens].to(dtype).unflatten(0, (group.rows, -1))  # (R, T, H, D)
+        read = (kept.read(group.blocks, dtype) for kept in (keys, values))
+        k, v = (x.reshape(group.rows, -1, *x.shape[-2:]) for x in read)  # (R, S, K, D)
         out[group.tokens] = _attend(q, k, v, group.bias, softmax).flatten(0, 1).to(out.dtype)
     return out

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bloomery.ops.attention import BLOCK, Span
-from bloomery.ops.native.calls import DTYPES, address, call
+from bloomery.ops.kept import Kept
+from bloomery.ops.native.calls import DTYPES, KEPT_DTYPES, address, call
 from bloomery.ops.position import AttentionRule
 
 TILE = 64
@@ -81,8 +82,8 @@ def attend_natively(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    keys: Kept,
+    values: Kept,
     *,
     level: int | None = None,
     threads: int | None = None,
@@ -93,14 +94,13 @@ def attend_natively(
         places: (N,) int64, where in the blocks each new token is kept.
         query: (N, H, D); of another dtype than fp32 and bf16 it is computed in fp32.
         key, value: (N, K, D), in the query's dtype.
-        keys, values: (blocks, BLOCK, K, D), fp32 or bf16, contiguous.
+        keys, values: of a layer, in one of `KEPT_DTYPES`, contiguous.
         level, threads: as in `call`.
 
     Returns: (N, H, D), in the query's dtype; zeros for padding.
     """
-    assert keys.is_contiguous()
-    assert values.is_contiguous()
-    assert keys.dtype == values.dtype
+    assert all(kept.is_contiguous() for kept in (*keys.tensors, *values.tensors))
+    assert keys.numbers.dtype == values.numbers.dtype
     assert query.dtype == key.dtype == value.dtype
     wanted, dtype = query.dtype, query.dtype if query.dtype in DTYPES else torch.float32
     query, key, value = (x.to(dtype) for x in (query, key, value))
@@ -109,11 +109,12 @@ def attend_natively(
     out = (torch.zeros if plan.padded else torch.empty)(query.shape, dtype=dtype)
     call(
         "attention",
-        *(address(x) for x in (query, key, value, out, keys, values)),
+        *(address(x) for x in (query, key, value, out)),
+        *(address(x) for x in (keys.numbers, values.numbers, keys.scales, values.scales)),
         *(address(x) for x in (places, plan.tiles, plan.table, plan.slopes, plan.coarse_scale)),
         *(stride for x in (query, key, value) for stride in x.stride()[:2]),
-        *(tokens, len(plan.tiles), heads, keys.shape[2], size, plan.window),
-        *(DTYPES[dtype], DTYPES[keys.dtype]),
+        *(tokens, len(plan.tiles), heads, key.shape[1], size, plan.window),
+        *(DTYPES[dtype], KEPT_DTYPES[keys.numbers.dtype]),
         level=level,
         threads=threads,
     )

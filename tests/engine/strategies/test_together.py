@@ -61,7 +61,9 @@ def test_a_guided_text_and_its_shadow_both_stand_behind_the_beginning(either: Ti
     decoder, first = load(either.path), either.prompt(20, 9)
     cache, row = one_row(decoder, len(first))
     step(decoder, cache, [row], [first])
-    beginning = Beginning(*(pool.flatten(1, 2)[:, : len(first)].clone() for pool in (cache.keys, cache.values)))
+    beginning = Beginning(
+        *(pool.flatten(1, 2)[:, : len(first)].clone() for pool in (cache.keys.numbers, cache.values.numbers))
+    )
     prompt, negative = either.prompt(7), either.prompt(50)
     way = {"guidance_scale": 2.0, "negative_prompt_ids": negative}
     begun = Engine(decoder, max_seq_len=128, max_batch_size=2, beginning=beginning)

@@ -8,21 +8,6 @@
 
 #include <math.h>
 
-INLINE float one(const void *numbers, int64_t dtype, long i)
-{
-    return dtype == FP32 ? ((const float *)numbers)[i] : one_bf16((const uint16_t *)numbers + i);
-}
-
-INLINE Floats sixteen(const void *numbers, int64_t dtype, long i)
-{
-    return dtype == FP32 ? load_fp32((const float *)numbers + i) : load_bf16((const uint16_t *)numbers + i);
-}
-
-INLINE const void *numbers(const void *first, int64_t dtype, long i)
-{
-    return (const char *)first + i * (dtype == FP32 ? 4 : 2);
-}
-
 typedef struct {
     float largest, total; /* score so far, and sum of the weights relative to it */
 } Softmax;
@@ -31,7 +16,14 @@ typedef struct {
 typedef struct {
     const void *first;
     long stride;
+    const float *scales; /* (BLOCK), of INT8 */
 } Values;
+
+/* Sixteen numbers of a block's vector; those of INT8 with its scale, products that are rounded. */
+INLINE Floats load_kept(const void *row, long i, const int64_t dtype, float scale)
+{
+    return dtype == INT8 ? load_int8((const int8_t *)row + i) * scale : load_sixteen(row, i, dtype);
+}
 
 /* What is the same for all queries of a head. */
 typedef struct {
@@ -139,9 +131,10 @@ INLINE void add_tile(const Seen *seen, Values values, const int64_t dtype, float
         UNROLL for (int v = 0; v < vectors; v++)
             sums[c][v] = load_fp32(seen[c].sums + d + 16 * v);
     for (long key = from; key < to; key++) {
+        const float scale = dtype == INT8 ? values.scales[key] : 1;
         Floats x[ROWS];
         UNROLL for (int v = 0; v < vectors; v++)
-            x[v] = sixteen(values.first, dtype, key * values.stride + d + 16 * v);
+            x[v] = load_kept(values.first, key * values.stride + d + 16 * v, dtype, scale);
         UNROLL for (int c = 0; c < queries; c++) {
             const Floats w = all(weights[c][key]);
             UNROLL for (int v = 0; v < vectors; v++)

@@ -1,35 +1,21 @@
-/* Keys and values of a step: kept in their blocks, and read from them for attention. Included by level.inc.h once for
-   each dtype of the blocks, with KEEP, ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and Number,
-   its type; LOAD_ONE(p) and LOAD(p), PUT(p, x) and STORE(p, x); SPLIT where a word of 32 bits holds two of them. */
-
-/* New keys and values of tokens n0 … n1 into their places. */
-static void KEEP(const Attention *a, long n0, long n1)
-{
-    const long size = a->size;
-    for (long n = n0; n < n1; n++)
-        for (int which = 0; which < 2; which++) {
-            const long token = which ? a->value_token : a->key_token, head = which ? a->value_head : a->key_head;
-            Number *kept = (Number *)(which ? a->values : a->keys) + a->places[n] * a->kv_heads * size;
-            for (long k = 0; k < a->kv_heads; k++, kept += size) {
-                const void *x = numbers(which ? a->value : a->key, a->dtype, n * token + k * head);
-                long d = 0;
-                for (; d + 16 <= size; d += 16)
-                    STORE(kept + d, sixteen(x, a->dtype, d));
-                for (; d < size; d++)
-                    PUT(kept + d, one(x, a->dtype, d));
-            }
-        }
-}
+/* Keys and values read from their blocks, for attention. Included by level.inc.h once for each dtype of the blocks, with
+   ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and Number, its type; LOAD_ONE(p), and
+   NUMBERS_OF(word), the numbers that words of 32 bits hold, without their scales. */
 
 /* keys (BLOCK, stride) -> turned (size, BLOCK): the first `count`, and copies of the last up to the next sixteen. With
    `pairs` words of two numbers as they are, (size / 2, BLOCK). */
-INLINE void TURN(const Number *keys, long stride, long size, long count, const int pairs, float *turned)
+INLINE void TURN(const Number *keys, const float *scales, long stride, long size, long count, const int pairs,
+                 float *turned)
 {
-    const long step = 16 / sizeof(Number), wide = 4 * SQUARES; /* numbers of four words, and keys at once */
+    const long each = 4 / sizeof(Number), step = 4 * each; /* numbers of a word, and of four */
+    const long wide = 4 * SQUARES;                         /* keys at once */
     for (long key = 0; key < (count + 15) / 16 * 16; key += wide) {
         const void *row[4 * SQUARES];
         UNROLL for (int i = 0; i < wide; i++)
             row[i] = keys + least(key + i, count - 1) * stride;
+        FloatSquares scale;
+        if (KEPT == INT8)
+            memcpy(&scale, scales + key, sizeof scale);
         long d = 0;
         for (; d + step <= size; d += step) {
             Squares words[4];
@@ -37,15 +23,16 @@ INLINE void TURN(const Number *keys, long stride, long size, long count, const i
                 words[i] = load_rows(row + i, d * sizeof(Number));
             turn_squares(words);
             UNROLL for (int i = 0; i < 4; i++) {
-#ifdef SPLIT
-                const Squares low = words[i] << 16, high = words[i] & 0xffff0000;
-                if (!pairs) {
-                    memcpy(turned + (d + 2 * i) * BLOCK + key, &low, sizeof low);
-                    memcpy(turned + (d + 2 * i + 1) * BLOCK + key, &high, sizeof high);
+                if (pairs) {
+                    memcpy(turned + (d / 2 + i) * BLOCK + key, &words[i], sizeof words[i]);
                     continue;
                 }
-#endif
-                memcpy(turned + (pairs ? d / 2 + i : d + i) * BLOCK + key, &words[i], sizeof words[i]);
+                FloatSquares x[] = NUMBERS_OF(words[i]);
+                UNROLL for (int j = 0; j < each; j++) {
+                    if (KEPT == INT8)
+                        x[j] *= scale;
+                    memcpy(turned + (d + each * i + j) * BLOCK + key, &x[j], sizeof x[j]);
+                }
             }
         }
         for (; d < size; d += pairs ? 2 : 1)
@@ -55,20 +42,22 @@ INLINE void TURN(const Number *keys, long stride, long size, long count, const i
                 if (pairs)
                     memcpy(turned + d / 2 * BLOCK + key + i, pair, sizeof *turned);
                 else
-                    turned[d * BLOCK + key + i] = LOAD_ONE(numbers);
+                    turned[d * BLOCK + key + i] = LOAD_ONE(numbers) * (KEPT == INT8 ? scales[key + i] : 1);
             }
     }
 }
 
 /* values (BLOCK, stride) -> (BLOCK, padded), zeros behind each. */
-INLINE void UNPACK(const Number *values, long stride, long size, long count, long padded, float *out)
+INLINE void UNPACK(Values values, long size, long count, long padded, float *out)
 {
-    for (long key = 0; key < count; key++, values += stride, out += padded) {
+    for (long key = 0; key < count; key++, out += padded) {
+        const Number *row = (const Number *)values.first + key * values.stride;
+        const float scale = KEPT == INT8 ? values.scales[key] : 1;
         long d = 0;
         for (; d + 16 <= size; d += 16)
-            store_fp32(out + d, LOAD(values + d));
+            store_fp32(out + d, load_kept(row, d, KEPT, scale));
         for (; d < padded; d++)
-            out[d] = d < size ? LOAD_ONE(values + d) : 0;
+            out[d] = d < size ? LOAD_ONE(row + d) * scale : 0;
     }
 }
 
@@ -89,24 +78,31 @@ INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pa
     const int few = count <= COLUMNS && size == padded; /* values are read once, and need not lie ready */
     float keys[size * BLOCK] __attribute__((aligned(64))), values[few ? 1 : BLOCK * padded] __attribute__((aligned(64)));
     float sums[count * padded] __attribute__((aligned(64))), queries[count * (size + 1)];
+    float key_scales[KEPT == INT8 ? BLOCK : 1], value_scales[KEPT == INT8 ? BLOCK : 1];
     Softmax softmax[count];
     begin_tile(a, t, head, pairs, queries, sums, softmax);
     for (long first = begin > 0 ? begin / BLOCK * BLOCK : 0; first < end; first += BLOCK) {
         const int64_t *block = a->table + t->blocks + first / BLOCK;
         const long read = least(BLOCK, end - first), soon = least(BLOCK, end - first - BLOCK);
-        const Number *key = (const Number *)a->keys + (*block * BLOCK * a->kv_heads + head) * size;
-        const Number *value = (const Number *)a->values + (*block * BLOCK * a->kv_heads + head) * size;
+        const long vector = *block * BLOCK * a->kv_heads + head;
+        const Number *key = (const Number *)a->keys + vector * size;
+        const Values kept = {(const Number *)a->values + vector * size, stride, value_scales};
         if (soon > 0) {
             const long next = (block[1] - block[0]) * BLOCK * stride;
             FETCH(key + next, stride, size, soon);
-            FETCH(value + next, stride, size, soon);
+            FETCH((const Number *)kept.first + next, stride, size, soon);
         }
-        TURN(key, stride, size, read, pairs, keys);
+        if (KEPT == INT8) {
+            read_scales(a->key_scales + vector, a->kv_heads, read, key_scales);
+            read_scales(a->value_scales + vector, a->kv_heads, read, value_scales);
+        }
+        TURN(key, key_scales, stride, size, read, pairs, keys);
         if (few)
-            attend_block(a, t, head, first, keys, pairs, (Values){value, stride}, KEPT, queries, sums, softmax);
+            attend_block(a, t, head, first, keys, pairs, kept, KEPT, queries, sums, softmax);
         else {
-            UNPACK(value, stride, size, read, padded, values);
-            attend_block(a, t, head, first, keys, pairs, (Values){values, padded}, FP32, queries, sums, softmax);
+            const Values ready = {values, padded, NULL};
+            UNPACK(kept, size, read, padded, values);
+            attend_block(a, t, head, first, keys, pairs, ready, FP32, queries, sums, softmax);
         }
     }
     end_tile(a, t, head, sums, softmax);
@@ -115,8 +111,8 @@ INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pa
 /* A tile's queries, for one head of keys and values. */
 static void ATTEND(const Attention *a, const Tile *t, long head)
 {
-#if defined(SPLIT) && defined(__AVX512BF16__)
-    if (a->dtype == BF16) {
+#ifdef __AVX512BF16__
+    if (KEPT == BF16 && a->dtype == BF16) {
         ATTEND_SO(a, t, head, 1);
         return;
     }
@@ -124,7 +120,6 @@ static void ATTEND(const Attention *a, const Tile *t, long head)
     ATTEND_SO(a, t, head, 0);
 }
 
-#undef KEEP
 #undef ATTEND
 #undef ATTEND_SO
 #undef TURN
@@ -132,8 +127,5 @@ static void ATTEND(const Attention *a, const Tile *t, long head)
 #undef KEPT
 #undef FETCH
 #undef Number
-#undef LOAD
+#undef NUMBERS_OF
 #undef LOAD_ONE
-#undef STORE
-#undef PUT
-#undef SPLIT

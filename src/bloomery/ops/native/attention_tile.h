@@ -14,7 +14,7 @@ static void begin_tile(const Attention *a, const Tile *t, long head, const int p
             memcpy(queries, (const uint16_t *)a->query + at, size * sizeof(uint16_t));
         } else
             for (long d = 0; d < size; d++)
-                queries[d] = one(a->query, a->dtype, at + d);
+                queries[d] = load_one(a->query, at + d, a->dtype);
         memset(sums, 0, padded * sizeof *sums);
         *softmax++ = (Softmax){-INFINITY, 0};
     }
@@ -25,14 +25,16 @@ static void end_tile(const Attention *a, const Tile *t, long head, const float *
     const long size = a->size, padded = (size + 15) / 16 * 16, shared = a->heads / a->kv_heads;
     for (long i = t->first; i < t->last; i++, sums += padded, softmax++) {
         const long at = ((t->token + i / shared) * a->heads + head * shared + i % shared) * size;
-        for (long d = 0; d < size; d++) {
-            const float x = sums[d] / softmax->total;
-            if (a->dtype == FP32)
-                ((float *)a->out)[at + d] = x;
-            else
-                put_bf16((uint16_t *)a->out + at + d, x);
-        }
+        for (long d = 0; d < size; d++)
+            store_one(a->out, at + d, a->dtype, sums[d] / softmax->total);
     }
+}
+
+/* Scales of a block's vectors, `stride` apart: of the first `count`, and copies of the last. */
+INLINE void read_scales(const float *scales, long stride, long count, float *out)
+{
+    for (long key = 0; key < BLOCK; key++)
+        out[key] = scales[least(key, count - 1) * stride];
 }
 
 /* All queries of a tile and one head of keys, in the block whose first position is `first`. */

@@ -15,6 +15,8 @@ from bloomery.ops import native
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """What kernels take, numbered as in kernels.h."""
+KEPT_DTYPES = DTYPES | {torch.int8: 2}
+"""What keys and values may be kept in for attention."""
 
 
 class Written(NamedTuple):

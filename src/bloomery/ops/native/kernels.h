@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What numbers are kept in. */
-enum { FP32, BF16, DTYPES };
+/* What numbers are kept in; keys and values in 8 bits as well, each vector with a scale of its own. */
+enum { FP32, BF16, DTYPES, INT8 = DTYPES, KEPT_DTYPES };
 
 /* A call's fields have eight bytes each, so that it can be written down as numbers. m tokens, n outputs, k inputs. */
 typedef struct {
@@ -133,6 +133,8 @@ typedef struct {
     const void *key, *value;   /* (tokens, kv_heads, size) */
     void *out;                 /* (tokens, heads, size) */
     void *keys, *values;       /* (blocks, BLOCK, kv_heads, size) */
+    float *key_scales;         /* (blocks, BLOCK, kv_heads) of INT8: what a number of the vector counts for; else NULL */
+    float *value_scales;
     const int64_t *places;     /* (tokens) */
     const Tile *tile;          /* (tiles) */
     const int64_t *table;      /* blocks of all rows */
@@ -158,8 +160,8 @@ typedef struct {
     int64_t (*pass)(const float *x, long begin, long end, float largest, double target);
     void (*gather)(const Gather *c, long m0, long m1);
     void (*rotate)(const Rotate *c, long m0, long m1);
-    void (*keep[DTYPES])(const Attention *a, long n0, long n1);
-    void (*attend[DTYPES])(const Attention *a, const Tile *t, long head);
+    void (*keep[KEPT_DTYPES])(const Attention *a, long n0, long n1);
+    void (*attend[KEPT_DTYPES])(const Attention *a, const Tile *t, long head);
     uint64_t (*sum_bytes)(const uint8_t *p, size_t n); /* of n bytes, modulo 2^64 */
 } Kernels;
 

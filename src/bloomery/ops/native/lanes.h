@@ -8,6 +8,7 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 #define LANES 16
 #define INLINE __attribute__((always_inline, unused)) static inline
@@ -69,6 +70,24 @@ INLINE void put_bf16(uint16_t *p, float x)
     uint32_t bits;
     memcpy(&bits, &x, sizeof x);
     *p = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE Floats load_int8(const int8_t *p)
+{
+#ifdef __AVX512F__ /* GCC makes four parts of it */
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+#endif
+    Bytes x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
+}
+
+/* The first `count`, of at most 127: to the nearest, ties to even. Behind 1.5 * 2^23 a float has room for whole numbers
+   alone, and its lowest bits are theirs. */
+INLINE void store_int8(int8_t *p, long count, Floats x)
+{
+    const Bytes whole = __builtin_convertvector((Ints)(x + 12582912.0f), Bytes);
+    memcpy(p, &whole, count);
 }
 
 /* The sums of four vectors. Each is added up in the same order: the halves, their halves, and so on. */
@@ -165,6 +184,8 @@ INLINE Floats exp_fp32(Floats x)
 #endif
 #define OTHER (4 * SQUARES) /* the second vector's first word */
 typedef uint32_t Squares __attribute__((vector_size(16 * SQUARES)));
+typedef int32_t IntSquares __attribute__((vector_size(16 * SQUARES)));
+typedef float FloatSquares __attribute__((vector_size(16 * SQUARES)));
 
 typedef uint32_t FourWords __attribute__((vector_size(16)));
 
@@ -202,4 +223,10 @@ INLINE void turn_squares(Squares x[4])
     x[1] = SHUFFLE_SQUARES(a, c, 2, 3, OTHER + 2, OTHER + 3);
     x[2] = SHUFFLE_SQUARES(b, d, 0, 1, OTHER, OTHER + 1);
     x[3] = SHUFFLE_SQUARES(b, d, 2, 3, OTHER + 2, OTHER + 3);
+}
+
+/* Byte i of each word, with its sign. */
+INLINE FloatSquares byte_of(Squares words, const int i)
+{
+    return __builtin_convertvector((IntSquares)(words << (24 - 8 * i)) >> 24, FloatSquares);
 }

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "lanes.h"
+#include "dtypes.h"
 #include "sums.h"
 
 /* The tile of linear_rows.h, in registers of which AVX-512 has 32 and others 16. */
@@ -57,9 +58,9 @@
 #include "sum_bytes.h"
 
 #include "attention.h"
+#include "attention_keep.h"
 #include "attention_tile.h"
 
-#define KEEP keep_fp32
 #define ATTEND attend_fp32
 #define ATTEND_SO attend_fp32_so
 #define TURN turn_fp32
@@ -67,13 +68,10 @@
 #define FETCH fetch_fp32
 #define KEPT FP32
 #define Number float
-#define LOAD load_fp32
+#define NUMBERS_OF(word) {(FloatSquares)(word)}
 #define LOAD_ONE(p) (*(p))
-#define STORE store_fp32
-#define PUT(p, x) (*(p) = (x))
 #include "attention_rows.h"
 
-#define KEEP keep_bf16
 #define ATTEND attend_bf16
 #define ATTEND_SO attend_bf16_so
 #define TURN turn_bf16
@@ -81,11 +79,19 @@
 #define FETCH fetch_bf16
 #define KEPT BF16
 #define Number uint16_t
-#define LOAD load_bf16
+#define NUMBERS_OF(word) {(FloatSquares)((word) << 16), (FloatSquares)((word) & 0xffff0000)}
 #define LOAD_ONE one_bf16
-#define STORE store_bf16
-#define PUT put_bf16
-#define SPLIT
+#include "attention_rows.h"
+
+#define ATTEND attend_int8
+#define ATTEND_SO attend_int8_so
+#define TURN turn_int8
+#define UNPACK unpack_int8
+#define FETCH fetch_int8
+#define KEPT INT8
+#define Number int8_t
+#define NUMBERS_OF(word) {byte_of(word, 0), byte_of(word, 1), byte_of(word, 2), byte_of(word, 3)}
+#define LOAD_ONE(p) (*(p))
 #include "attention_rows.h"
 
 const Kernels KERNELS = {
@@ -100,7 +106,7 @@ const Kernels KERNELS = {
     .pass = pass,
     .gather = gather,
     .rotate = rotate,
-    .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16},
-    .attend = {[FP32] = attend_fp32, [BF16] = attend_bf16},
+    .keep = {[FP32] = keep_fp32, [BF16] = keep_bf16, [INT8] = keep_int8},
+    .attend = {[FP32] = attend_fp32, [BF16] = attend_bf16, [INT8] = attend_int8},
     .sum_bytes = sum_bytes,
 };

@@ -1,41 +1,5 @@
-/* What happens to each token, or to each number, on its own: norms, activations, sums. In fp32, rounded once at the
-   end. Included by level.inc.h, after lanes.h. */
-
-/* Sixteen numbers of a row, or what is left of them and zeros. */
-INLINE Floats load_some(const void *row, long i, long left, int64_t dtype)
-{
-    if (dtype == FP32) {
-        if (left >= LANES)
-            return load_fp32((const float *)row + i);
-        float rest[LANES] = {0};
-        memcpy(rest, (const float *)row + i, left * sizeof *rest);
-        return load_fp32(rest);
-    }
-    if (left >= LANES)
-        return load_bf16((const uint16_t *)row + i);
-    uint16_t rest[LANES] = {0};
-    memcpy(rest, (const uint16_t *)row + i, left * sizeof *rest);
-    return load_bf16(rest);
-}
-
-INLINE void store_some(void *row, long i, long left, int64_t dtype, Floats x)
-{
-    const long here = least(left, LANES);
-    if (dtype == FP32) {
-        float rest[LANES];
-        store_fp32(rest, x);
-        memcpy((float *)row + i, rest, here * sizeof *rest);
-    } else {
-        uint16_t rest[LANES];
-        store_bf16(rest, x);
-        memcpy((uint16_t *)row + i, rest, here * sizeof *rest);
-    }
-}
-
-INLINE const void *at(const void *p, long place, int64_t dtype)
-{
-    return (const char *)p + place * (dtype == FP32 ? 4 : 2);
-}
+/* What happens to each token, or to each number, on its own: norms, activations, sums. In fp32, rounded once at the end.
+   Included by level.inc.h, after dtypes.h. */
 
 INLINE void norm_row(const Norm *c, long m, int64_t dtype)
 {
@@ -193,19 +157,6 @@ static void gather(const Gather *c, long m0, long m1)
                 y += load_some(at(c->plus, m * c->width, c->dtype), i, left, c->dtype);
             store_some((void *)at(c->y, m * c->width, c->dtype), i, left, c->dtype, y);
         }
-}
-
-INLINE float load_one(const void *p, long place, int64_t dtype)
-{
-    return dtype == FP32 ? ((const float *)p)[place] : one_bf16((const uint16_t *)p + place);
-}
-
-INLINE void store_one(void *p, long place, int64_t dtype, float x)
-{
-    if (dtype == FP32)
-        ((float *)p)[place] = x;
-    else
-        put_bf16((uint16_t *)p + place, x);
 }
 
 INLINE void rotate_token(const Rotate *c, long m, const int64_t dtype)
