@@ -32,7 +32,6 @@ def main(model: str, prompts: int, length: int, new_tokens: int, options: dict[s
         "weights": nbytes(llm.decoder.parameters()),
         "read": nbytes(iter(weights_read(llm.decoder))),
         "kv": prompts * -(-(length + new_tokens) // 64) * 64 * position,
-        "compiler": "torch._dynamo" in sys.modules,
     }
     print(json.dumps(taken))
 

@@ -1,6 +1,8 @@
 """Recorded decoding steps are the steps themselves, bit by bit."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -74,3 +76,10 @@ def test_large_batches_are_not_recorded(tiny: Callable[[str], Tiny]) -> None:
     llm = LLM(tiny(name).path, max_batch_size=ROWS + 1, max_seq_len=64)
     llm.generate([tiny(name).prompt(3, seed) for seed in range(ROWS + 1)], SamplingParams(max_new_tokens=4))
     assert not llm.engine.runner.recorded._steps
+
+
+def test_recording_does_not_import_pytorchs_compiler() -> None:
+    """66 MB, and a second within the third step."""
+    generate = "import bloomery, sys; bloomery.LLM().generate('It was'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", generate], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
