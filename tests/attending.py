@@ -118,7 +118,7 @@ class Pool:
     def __init__(self, kind: Kind, blocks: int = 12) -> None:
         self.kind = kind
         self.keys, self.values = (
-            Kept.empty((blocks, BLOCK, kind.kv_heads, kind.size), kind.kept, torch.device("cpu")) for _ in range(2)
+            Kept.empty((blocks, kind.kv_heads, BLOCK, kind.size), kind.kept, torch.device("cpu")) for _ in range(2)
         )
         for kept in (self.keys, self.values):
             for tensor in kept.tensors:

@@ -25,7 +25,7 @@ def main(model: str, prompts: int, length: int, new_tokens: int, options: dict[s
     done = llm.generate(asked, SamplingParams(max_new_tokens=new_tokens, ignore_eos=True))
     assert all(len(one.token_ids) == new_tokens for one in done)
     cache = llm.engine.runner.cache
-    position = 2 * cache.keys.numbers[:, 0, 0].nbytes
+    position = 2 * cache.keys.numbers[:, 0, :, 0].nbytes
     taken = {
         "peak": status("VmHWM") - before["VmRSS"],
         "anonymous": status("RssAnon") - before["RssAnon"],

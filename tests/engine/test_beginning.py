@@ -21,7 +21,7 @@ def begun(decoder: Decoder, ids: list[int]) -> Beginning:
     cache, row = one_row(decoder, len(ids))
     step(decoder, cache, [row], [ids])
     return Beginning(
-        *(pool.flatten(1, 2)[:, : len(ids)].clone() for pool in (cache.keys.numbers, cache.values.numbers))
+        *(pool.transpose(2, 3).flatten(1, 2)[:, : len(ids)] for pool in (cache.keys.numbers, cache.values.numbers))
     )
 
 
@@ -79,7 +79,7 @@ def test_a_beginning_is_written_where_the_blocks_say(bloom: Tiny) -> None:
     beginning = Beginning(torch.randn(shape), torch.randn(shape))
     cache.begin((3, 1), beginning)
     for pool, first in ((cache.keys.numbers, beginning.keys), (cache.values.numbers, beginning.values)):
-        assert torch.equal(pool[:, 3], first[:, :BLOCK])
-        assert torch.equal(pool[:, 1, :3], first[:, BLOCK:])
+        assert torch.equal(pool[:, 3], first[:, :BLOCK].transpose(1, 2))
+        assert torch.equal(pool[:, 1, :, :3], first[:, BLOCK:].transpose(1, 2))
         assert (pool[:, [0, 2]] == 0).all()
-        assert (pool[:, 1, 3:] == 0).all()
+        assert (pool[:, 1, :, 3:] == 0).all()

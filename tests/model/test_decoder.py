@@ -140,5 +140,5 @@ def test_every_weight_gets_a_gradient(config: DecoderConfig) -> None:
 def test_cache_keeps_blocks_of_every_layer_in_the_weights_dtype() -> None:
     cache = KVCache(GROUPED, 5, torch.bfloat16, torch.device("cpu"))
     for pool in (cache.keys.numbers, cache.values.numbers):
-        assert pool.shape == (2, 5, BLOCK, 2, 6)
+        assert pool.shape == (2, 5, 2, BLOCK, 6)
         assert pool.dtype == torch.bfloat16

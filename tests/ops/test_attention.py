@@ -22,7 +22,7 @@ def test_block_attention_equals_softmax_in_float64(
     rule: AttentionRule, spans: list[tuple[int, int]], together: bool
 ) -> None:
     heads = HEADS // rule.shared
-    pool = torch.full((2, 9, BLOCK, heads, 8), torch.nan)
+    pool = torch.full((2, 9, heads, BLOCK, 8), torch.nan)
     tables = [(7, 2), (3, 5), (8, 0)]
     queries, expected, work = [], [], []
     for index, (start, length) in enumerate(spans):
@@ -31,7 +31,7 @@ def test_block_attention_equals_softmax_in_float64(
         for cached, x in zip(pool, (key, value), strict=True):
             whole = torch.zeros(2 * BLOCK, heads, 8)
             whole[:end] = x
-            cached[list(blocks)] = whole.unflatten(0, (2, BLOCK))
+            cached[list(blocks)] = whole.unflatten(0, (2, BLOCK)).transpose(1, 2)
         queries.append(query[start:])
         expected.append(softmax_attention(*(x.double().numpy() for x in (query[start:], key, value)), start, rule))
         work.append(Span(start, length, blocks))
@@ -88,14 +88,14 @@ def block_attention(
 ) -> tuple[list[torch.Tensor], list[np.ndarray]]:
     """What each span's own tokens get, and what float64 says; all that is nobody's is NaN, in the queries too."""
     heads = HEADS // rule.shared
-    pool = torch.full((2, 9, BLOCK, heads, 8), torch.nan)
+    pool = torch.full((2, 9, heads, BLOCK, 8), torch.nan)
     queries, expected = [], []
     for index, span in enumerate(spans):
         query, key, value = random_qkv(span.start + span.length, rule, index)
         for cached, x in zip(pool, (key, value), strict=True):
             whole = torch.zeros(len(span.blocks) * BLOCK, heads, 8)
             whole[: len(x)] = x
-            cached[list(span.blocks)] = whole.unflatten(0, (-1, BLOCK))
+            cached[list(span.blocks)] = whole.unflatten(0, (-1, BLOCK)).transpose(1, 2)
         expected.append(
             softmax_attention(*(x.double().numpy() for x in (query[span.start :], key, value)), span.start, rule)
         )
@@ -147,8 +147,8 @@ def test_a_softmax_in_float32_equals_the_fused_one_and_in_bfloat16_is_near(rule:
 
 def test_a_softmax_in_bfloat16_is_torchs_own() -> None:
     query, key, value = random_qkv(40, AttentionRule(), 0)
-    keys, values = (x.new_zeros(1, BLOCK, HEADS, 8) for x in (key, value))
-    keys[0, :40], values[0, :40] = key, value
+    keys, values = (x.new_zeros(1, HEADS, BLOCK, 8) for x in (key, value))
+    keys[0, :, :40], values[0, :, :40] = key.transpose(0, 1), value.transpose(0, 1)
     groups = group_spans([Span(39, 1, (0,))], AttentionRule(), CPU, together=False)
     got = attend_blocks(query[39:], Kept(keys), Kept(values), groups, torch.bfloat16)
     scores = torch.einsum("hd,khd->hk", query[39].bfloat16() / 8**0.5, key.bfloat16())

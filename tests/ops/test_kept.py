@@ -41,9 +41,9 @@ def test_what_is_kept_is_within_half_a_scale() -> None:
 def test_zeros_are_kept_as_zeros_and_a_vector_that_is_not_finite_as_nothing_but_nan() -> None:
     x = torch.ones(4, 8)
     x[0], x[1, 3], x[2, 5] = 0, torch.nan, -torch.inf
-    kept = Kept.empty((1, BLOCK, 1, 8), INT8, CPU)
+    kept = Kept.empty((1, 1, BLOCK, 8), INT8, CPU)
     kept.write(torch.arange(4), x[:, None])
-    back = kept.read(slice(0, 1), F32)[0, :4, 0]
+    back = kept.read(slice(0, 1), F32)[0, 0, :4]
     assert (back[0] == 0).all()
     assert back[1].isnan().all()
     assert back[2].isnan().all()
@@ -53,7 +53,7 @@ def test_zeros_are_kept_as_zeros_and_a_vector_that_is_not_finite_as_nothing_but_
 @pytest.mark.parametrize("layers", [(), (3,)], ids=["a layer", "three"])
 @pytest.mark.parametrize("dtype", [F32, BF16, INT8])
 def test_what_is_written_is_read_there_and_nothing_else_changes(layers: tuple[int, ...], dtype: torch.dtype) -> None:
-    kept = Kept.empty((*layers, 4, BLOCK, 2, 5), dtype, CPU)
+    kept = Kept.empty((*layers, 4, 2, BLOCK, 5), dtype, CPU)
     for tensor in kept.tensors:
         tensor.fill_(7)
     x = torch.randn(*layers, 3, 2, 5)
@@ -63,20 +63,20 @@ def test_what_is_written_is_read_there_and_nothing_else_changes(layers: tuple[in
     for block, position, one in ((0, 1, 0), (1, 5, 1), (2, 0, 2)):
         numbers, scales = round_vectors(x[one])
         expected = numbers * scales[:, None] if dtype == INT8 else x[one].to(dtype)
-        assert torch.equal(blocks[block, position], expected)
-        blocks[block, position] = 49 if dtype == INT8 else 7
+        assert torch.equal(blocks[block, :, position], expected)
+        blocks[block, :, position] = 49 if dtype == INT8 else 7
     assert (blocks == (49 if dtype == INT8 else 7)).all()
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, INT8])
 def test_bytes_are_those_of_the_tensors(dtype: torch.dtype) -> None:
-    assert Kept.empty((3, BLOCK, 2, 37), dtype, CPU).nbytes == 3 * BLOCK * 2 * vector_bytes(37, dtype)
+    assert Kept.empty((3, 2, BLOCK, 37), dtype, CPU).nbytes == 3 * BLOCK * 2 * vector_bytes(37, dtype)
 
 
 @pytest.mark.parametrize("softmax", [None, F32, BF16])
 def test_pytorchs_attention_computes_in_fp32_what_8_bits_stand_for(softmax: torch.dtype | None) -> None:
     """As if these numbers had been kept in fp32, bit by bit, whatever the query's dtype."""
-    kept = [Kept.empty((4, BLOCK, 2, 8), INT8, CPU) for _ in range(2)]
+    kept = [Kept.empty((4, 2, BLOCK, 8), INT8, CPU) for _ in range(2)]
     for one in kept:
         for tensor in one.tensors:
             tensor.zero_()

@@ -50,7 +50,7 @@ class KVCache:
     def __init__(
         self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device, *, scratch: bool = False
     ) -> None:
-        shape = (config.num_layers, blocks + scratch, BLOCK, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, blocks + scratch, config.num_kv_heads, BLOCK, config.head_dim)
         self.scratch = blocks if scratch else None
         # Not zeroed: untouched pages cost no memory on a CPU, and `clear` runs before a block is used.
         try:
@@ -124,7 +124,7 @@ class CachedAttention:
         numbers = cache.keys.numbers
         self.plan = self.groups = None
         if attends_natively(numbers) and softmax in (None, torch.float32):
-            self.plan = plan_step(spans, rule, numbers.shape[-2], thread_count())
+            self.plan = plan_step(spans, rule, numbers.shape[-3], thread_count())
         else:
             # On a CPU a call a row costs less than gathering rows that lie apart into one tensor (docs/log.md).
             self.groups = group_spans(spans, rule, cache.device, together=cache.device.type != "cpu")

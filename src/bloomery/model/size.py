@@ -91,11 +91,10 @@ def activation_bytes(
     fused = (heads + 2 * shared) * itemsize
     # Queries of heads that share keys lie apart in the fused projection, unless they have been turned.
     gathered = heads * itemsize if config.rotary is None and config.num_heads > config.num_kv_heads else 0
-    computed, unrounded = kept.itemsize, 0
-    if kept == torch.int8:  # PyTorch's attention has numbers made of them, on a CPU in fp32
-        computed = FP32
-        unrounded = 2 * -(-positions // BLOCK) * BLOCK * config.num_kv_heads * config.head_dim * computed
-    attended = gathered + heads * itemsize if native else heads * (2 * computed + itemsize) + unrounded
+    # PyTorch's attention has a sequence's blocks put together, numbers of 8 bits on a CPU in fp32.
+    computed = FP32 if kept == torch.int8 else kept.itemsize
+    together = 2 * -(-positions // BLOCK) * BLOCK * config.num_kv_heads * config.head_dim * computed
+    attended = gathered + heads * itemsize if native else heads * (2 * computed + itemsize) + together
     attention = 2 * hidden + fused + turned + attended
     wide = tokens * config.ffn_size * itemsize * (3 if config.gated_mlp else 2)
     # The stream before and after attention, what was added, and both normed copies; experts gather tokens and add up.

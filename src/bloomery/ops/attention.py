@@ -87,20 +87,20 @@ def _index(places: list[int], device: torch.device) -> Tensor | slice:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, softmax: torch.dtype | None) -> Tensor:
-    """(R, T, H, D), (R, S, K, D) twice, (R, K or 1, G*T, S) -> (R, T, H, D).
+    """(R, T, H, D), (R, K, S, D) twice, (R, K or 1, G*T, S) -> (R, T, H, D).
 
     The queries of G heads stand one after the other as if they were one head's, so that shared keys and values are
     read once and never repeated.
     """
     rows, new, heads, _ = query.shape
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    q = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # (R, K, G*T, D)
+    q = query.transpose(1, 2).reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, K, G*T, D)
     if softmax is None:
         # Fused CUDA kernels take a mask in the query's dtype alone; on a CPU the bias stays in fp32.
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=bias if q.device.type == "cpu" else bias.to(q.dtype))
+        mask = bias if q.device.type == "cpu" else bias.to(q.dtype)
+        attended = scaled_dot_product_attention(q, key, value, attn_mask=mask)
     else:
-        scores = (q.to(softmax) / math.sqrt(q.shape[-1])) @ k.to(softmax).transpose(2, 3) + bias.to(softmax)
-        attended = scores.softmax(-1).to(v.dtype) @ v
+        scores = (q.to(softmax) / math.sqrt(q.shape[-1])) @ key.to(softmax).transpose(2, 3) + bias.to(softmax)
+        attended = scores.softmax(-1).to(value.dtype) @ value
     return attended.reshape(rows, heads, new, -1).transpose(1, 2)
 
 
@@ -121,6 +121,7 @@ def attend_blocks(
     for group in groups:
         q = query[group.tokens].to(dtype).unflatten(0, (group.rows, -1))  # (R, T, H, D)
         read = (kept.read(group.blocks, dtype) for kept in (keys, values))
-        k, v = (x.reshape(group.rows, -1, *x.shape[-2:]) for x in read)  # (R, S, K, D)
+        blocks = (x.reshape(group.rows, -1, *x.shape[-3:]) for x in read)  # (R, B, K, BLOCK, D)
+        k, v = (x.transpose(1, 2).flatten(2, 3) for x in blocks)  # (R, K, S, D)
         out[group.tokens] = _attend(q, k, v, group.bias, softmax).flatten(0, 1).to(out.dtype)
     return out

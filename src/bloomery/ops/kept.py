@@ -1,5 +1,7 @@
 """Keys or values as they are kept: numbers of one dtype, or 8 bits with a scale for each vector. Knows no sequence.
 
+What a head reads of a block lies in one piece: processors foresee that, but not pieces a row of all heads apart.
+
 Letters as in `attention.py`. What is rounded has the same bits as by our own kernel (native/attention_keep.h).
 """
 
@@ -15,8 +17,8 @@ LEVELS = 127
 class Kept(NamedTuple):
     """The keys, or the values, of all blocks, of one layer or of several in front."""
 
-    numbers: Tensor  # (..., blocks, BLOCK, K, D)
-    scales: Tensor | None = None  # (..., blocks, BLOCK, K) fp32 of numbers in int8: what each number counts for
+    numbers: Tensor  # (..., blocks, K, BLOCK, D)
+    scales: Tensor | None = None  # (..., blocks, K, BLOCK) fp32 of numbers in int8: what each number counts for
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "Kept":
@@ -26,7 +28,7 @@ class Kept(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that it consists of; their dimensions are the same up to K."""
+        """All that it consists of; their dimensions are the same up to BLOCK."""
         return (self.numbers,) if self.scales is None else (self.numbers, self.scales)
 
     @property
@@ -46,12 +48,14 @@ class Kept(NamedTuple):
     def write(self, places: Tensor, x: Tensor) -> None:
         """Keep x, (..., N, K, D), at places (N,) counted over all blocks."""
         numbers, scales = (x.to(self.numbers.dtype), None) if self.scales is None else round_vectors(x)
-        self.numbers.flatten(-4, -3).index_copy_(-3, places, numbers)
+        block = self.numbers.shape[-2]
+        blocks, positions = places.div(block, rounding_mode="floor"), places.remainder(block)
+        self.numbers.transpose(-3, -2)[..., blocks, positions, :, :] = numbers
         if self.scales is not None and scales is not None:
-            self.scales.flatten(-3, -2).index_copy_(-2, places, scales)
+            self.scales.transpose(-2, -1)[..., blocks, positions, :] = scales
 
     def read(self, blocks: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        """Blocks of one layer, (..., BLOCK, K, D): as they are kept, those of int8 in `dtype`."""
+        """Blocks of one layer, (..., K, BLOCK, D): as they are kept, those of int8 in `dtype`."""
         if self.scales is None:
             return self.numbers[blocks]
         return self.numbers[blocks].float().mul_(self.scales[blocks].unsqueeze(-1)).to(dtype)

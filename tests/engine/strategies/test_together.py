@@ -62,7 +62,7 @@ def test_a_guided_text_and_its_shadow_both_stand_behind_the_beginning(either: Ti
     cache, row = one_row(decoder, len(first))
     step(decoder, cache, [row], [first])
     beginning = Beginning(
-        *(pool.flatten(1, 2)[:, : len(first)].clone() for pool in (cache.keys.numbers, cache.values.numbers))
+        *(pool.transpose(2, 3).flatten(1, 2)[:, : len(first)] for pool in (cache.keys.numbers, cache.values.numbers))
     )
     prompt, negative = either.prompt(7), either.prompt(50)
     way = {"guidance_scale": 2.0, "negative_prompt_ids": negative}

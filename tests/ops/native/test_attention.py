@@ -179,8 +179,8 @@ def test_new_keys_and_values_are_kept_where_they_belong_and_nowhere_else(
         expected = map(torch.from_numpy, rounded(x)) if kind.kept == INT8 else (x.to(kind.kept),)
         for cached, now in zip(kept.tensors, expected, strict=True):
             before = torch.full_like(cached, NAN if cached.is_floating_point() else 77)
-            changed = before.flatten(0, 1).index_copy(0, places, now).view_as(cached)
-            assert torch.equal(cached.nan_to_num(99), changed.nan_to_num(99))
+            changed = before.transpose(1, 2).flatten(0, 1).index_copy(0, places, now)  # by places
+            assert torch.equal(cached.transpose(1, 2).flatten(0, 1).nan_to_num(99), changed.nan_to_num(99))
 
 
 def test_parts_of_a_fused_projection_are_taken_as_they_lie() -> None:

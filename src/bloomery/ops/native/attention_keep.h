@@ -38,7 +38,7 @@ INLINE void keep(const Attention *a, long n0, long n1, const int64_t kept_dtype)
             void *kept = which ? a->values : a->keys;
             for (long k = 0; k < heads; k++) {
                 const void *x = at(which ? a->value : a->key, n * token + k * head, a->dtype);
-                const long vector = a->places[n] * heads + k;
+                const long vector = (a->places[n] / BLOCK * heads + k) * BLOCK + a->places[n] % BLOCK;
                 if (kept_dtype == INT8)
                     (which ? a->value_scales : a->key_scales)[vector] =
                         round_vector(x, a->dtype, size, (int8_t *)kept + vector * size);

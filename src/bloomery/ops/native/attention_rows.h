@@ -1,18 +1,20 @@
 /* Keys and values read from their blocks, for attention. Included by level.inc.h once for each dtype of the blocks, with
-   ATTEND, ATTEND_SO, TURN, UNPACK and FETCH as names; KEPT, the dtype, and Number, its type; LOAD_ONE(p), and
+   ATTEND, ATTEND_SO, TURN and UNPACK as names; KEPT, the dtype, and Number, its type; LOAD_ONE(p), and
    NUMBERS_OF(word), the numbers that words of 32 bits hold, without their scales. */
 
-/* keys (BLOCK, stride) -> turned (size, BLOCK): the first `count`, and copies of the last up to the next sixteen. With
-   `pairs` words of two numbers as they are, (size / 2, BLOCK). */
-INLINE void TURN(const Number *keys, const float *scales, long stride, long size, long count, const int pairs,
-                 float *turned)
+/* keys (BLOCK, size) -> turned (size, BLOCK): the first `count`, and copies of the last up to the next sixteen. With
+   `pairs` words of two numbers as they are, (size / 2, BLOCK). What is next is fetched bit by bit: all at once, it would
+   be waited for. */
+INLINE void TURN(const Number *keys, const float *scales, long size, long count, const int pairs, float *turned,
+                 Next next)
 {
     const long each = 4 / sizeof(Number), step = 4 * each; /* numbers of a word, and of four */
     const long wide = 4 * SQUARES;                         /* keys at once */
     for (long key = 0; key < (count + 15) / 16 * 16; key += wide) {
         const void *row[4 * SQUARES];
         UNROLL for (int i = 0; i < wide; i++)
-            row[i] = keys + least(key + i, count - 1) * stride;
+            row[i] = keys + least(key + i, count - 1) * size;
+        fetch(next, key * size * sizeof(Number), wide * size * sizeof(Number));
         FloatSquares scale;
         if (KEPT == INT8)
             memcpy(&scale, scales + key, sizeof scale);
@@ -47,7 +49,7 @@ INLINE void TURN(const Number *keys, const float *scales, long stride, long size
     }
 }
 
-/* values (BLOCK, stride) -> (BLOCK, padded), zeros behind each. */
+/* values (BLOCK, size) -> (BLOCK, padded), zeros behind each. */
 INLINE void UNPACK(Values values, long size, long count, long padded, float *out)
 {
     for (long key = 0; key < count; key++, out += padded) {
@@ -61,18 +63,10 @@ INLINE void UNPACK(Values values, long size, long count, long padded, float *out
     }
 }
 
-/* Have keys or values of a block fetched meanwhile: neighbours are a row of all heads apart, and nobody foresees that. */
-INLINE void FETCH(const Number *rows, long stride, long size, long count)
-{
-    for (long key = 0; key < count; key++)
-        for (long byte = 0; byte < size * (long)sizeof(Number); byte += 64)
-            __builtin_prefetch((const char *)(rows + key * stride) + byte, 0, 2);
-}
-
 /* pairs: queries and keys are multiplied as bf16, two dimensions at a time. */
 INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pairs)
 {
-    const long size = a->size, padded = (size + 15) / 16 * 16, stride = a->kv_heads * size, count = t->last - t->first;
+    const long size = a->size, padded = (size + 15) / 16 * 16, count = t->last - t->first;
     const long shared = a->heads / a->kv_heads, end = t->start + (t->last - 1) / shared + 1;
     const long begin = a->window ? t->start + t->first / shared - a->window + 1 : 0;
     const int few = count <= COLUMNS && size == padded; /* values are read once, and need not lie ready */
@@ -81,22 +75,21 @@ INLINE void ATTEND_SO(const Attention *a, const Tile *t, long head, const int pa
     float key_scales[KEPT == INT8 ? BLOCK : 1], value_scales[KEPT == INT8 ? BLOCK : 1];
     Softmax softmax[count];
     begin_tile(a, t, head, pairs, queries, sums, softmax);
-    for (long first = begin > 0 ? begin / BLOCK * BLOCK : 0; first < end; first += BLOCK) {
-        const int64_t *block = a->table + t->blocks + first / BLOCK;
-        const long read = least(BLOCK, end - first), soon = least(BLOCK, end - first - BLOCK);
-        const long vector = *block * BLOCK * a->kv_heads + head;
+    const long seen = begin > 0 ? begin / BLOCK : 0; /* the first block of which something is seen */
+    const int64_t *begun = a->table + t->blocks + seen, *block = begun;
+    for (long first = seen * BLOCK; first < end; first += BLOCK, block++) {
+        const long read = least(BLOCK, end - first), vector = (*block * a->kv_heads + head) * BLOCK;
         const Number *key = (const Number *)a->keys + vector * size;
-        const Values kept = {(const Number *)a->values + vector * size, stride, value_scales};
-        if (soon > 0) {
-            const long next = (block[1] - block[0]) * BLOCK * stride;
-            FETCH(key + next, stride, size, soon);
-            FETCH((const Number *)kept.first + next, stride, size, soon);
-        }
+        const Values kept = {(const Number *)a->values + vector * size, size, value_scales};
+        /* Behind the last block of this head comes the first of the next one. */
+        const long next_vector = first + BLOCK < end ? (block[1] * a->kv_heads + head) * BLOCK
+                                                     : (*begun * a->kv_heads + head + 1) * BLOCK;
+        const long next = (next_vector - vector) * size * (long)sizeof(Number);
         if (KEPT == INT8) {
-            read_scales(a->key_scales + vector, a->kv_heads, read, key_scales);
-            read_scales(a->value_scales + vector, a->kv_heads, read, value_scales);
+            read_scales(a->key_scales + vector, read, key_scales);
+            read_scales(a->value_scales + vector, read, value_scales);
         }
-        TURN(key, key_scales, stride, size, read, pairs, keys);
+        TURN(key, key_scales, size, read, pairs, keys, (Next){(uintptr_t)key + next, (uintptr_t)kept.first + next});
         if (few)
             attend_block(a, t, head, first, keys, pairs, kept, KEPT, queries, sums, softmax);
         else {
@@ -125,7 +118,6 @@ static void ATTEND(const Attention *a, const Tile *t, long head)
 #undef TURN
 #undef UNPACK
 #undef KEPT
-#undef FETCH
 #undef Number
 #undef NUMBERS_OF
 #undef LOAD_ONE

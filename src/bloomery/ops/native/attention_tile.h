@@ -30,11 +30,25 @@ static void end_tile(const Attention *a, const Tile *t, long head, const float *
     }
 }
 
-/* Scales of a block's vectors, `stride` apart: of the first `count`, and copies of the last. */
-INLINE void read_scales(const float *scales, long stride, long count, float *out)
+/* Where the next keys and values are, to be fetched while others are computed with: nobody else foresees it. */
+typedef struct {
+    uintptr_t keys, values;
+} Next;
+
+/* So many bytes of both; behind the end of all it does no harm. */
+INLINE void fetch(Next next, long begin, long bytes)
+{
+    for (long byte = begin; byte < begin + bytes; byte += 64) {
+        __builtin_prefetch((const void *)(next.keys + byte), 0, 2);
+        __builtin_prefetch((const void *)(next.values + byte), 0, 2);
+    }
+}
+
+/* Scales of a block's vectors: of the first `count`, and copies of the last. */
+INLINE void read_scales(const float *scales, long count, float *out)
 {
     for (long key = 0; key < BLOCK; key++)
-        out[key] = scales[least(key, count - 1) * stride];
+        out[key] = scales[least(key, count - 1)];
 }
 
 /* All queries of a tile and one head of keys, in the block whose first position is `first`. */

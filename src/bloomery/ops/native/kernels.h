@@ -132,8 +132,8 @@ typedef struct {
     const void *query;         /* (tokens, heads, size) */
     const void *key, *value;   /* (tokens, kv_heads, size) */
     void *out;                 /* (tokens, heads, size) */
-    void *keys, *values;       /* (blocks, BLOCK, kv_heads, size) */
-    float *key_scales;         /* (blocks, BLOCK, kv_heads) of INT8: what a number of the vector counts for; else NULL */
+    void *keys, *values;       /* (blocks, kv_heads, BLOCK, size) */
+    float *key_scales;         /* (blocks, kv_heads, BLOCK) of INT8: what a number of the vector counts for; else NULL */
     float *value_scales;
     const int64_t *places;     /* (tokens) */
     const Tile *tile;          /* (tiles) */

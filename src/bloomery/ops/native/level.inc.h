@@ -65,7 +65,6 @@
 #define ATTEND_SO attend_fp32_so
 #define TURN turn_fp32
 #define UNPACK unpack_fp32
-#define FETCH fetch_fp32
 #define KEPT FP32
 #define Number float
 #define NUMBERS_OF(word) {(FloatSquares)(word)}
@@ -76,7 +75,6 @@
 #define ATTEND_SO attend_bf16_so
 #define TURN turn_bf16
 #define UNPACK unpack_bf16
-#define FETCH fetch_bf16
 #define KEPT BF16
 #define Number uint16_t
 #define NUMBERS_OF(word) {(FloatSquares)((word) << 16), (FloatSquares)((word) & 0xffff0000)}
@@ -87,7 +85,6 @@
 #define ATTEND_SO attend_int8_so
 #define TURN turn_int8
 #define UNPACK unpack_int8
-#define FETCH fetch_int8
 #define KEPT INT8
 #define Number int8_t
 #define NUMBERS_OF(word) {byte_of(word, 0), byte_of(word, 1), byte_of(word, 2), byte_of(word, 3)}
