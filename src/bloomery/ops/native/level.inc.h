@@ -15,7 +15,13 @@
 #endif
 
 #define AHEAD 2048 /* bytes that are fetched before they are wanted; past the end it does no harm */
+#define PAGE 4096  /* bytes */
 #define FEW 16     /* tokens up to which weights are read from memory once, rather than from the second cache */
+
+/* In which order a tile's rows of weights come from memory. A processor foresees one stream in each page: where several
+   rows share a page, reading them at once takes up to twice as long as one after the other (docs/log.md). With several
+   tokens it takes them at once nevertheless, and fetches the next rows meanwhile, in turn, or each beside its own. */
+enum { PLAIN, IN_TURN, NEXT_IN_TURN, NEXT };
 
 #define KERNEL linear_fp32
 #define TILE tile_fp32

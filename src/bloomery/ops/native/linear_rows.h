@@ -13,37 +13,41 @@ INLINE Vector REST(const Number *p, long left)
     return LOAD(padded);
 }
 
-/* ahead: fetch the next rows of weights from memory meanwhile. */
-INLINE void TILE(const Linear *l, long n, long m, const int rows, const int columns, const int ahead)
+INLINE void TILE(const Linear *l, long n, long m, const int rows, const int columns, const int order)
 {
     const long k = l->k;
+    const int in_turn = order == IN_TURN;
     const Number *w = (const Number *)l->weight + n * k, *x = (const Number *)l->x + m * k, *bias = l->bias;
     Number *y = (Number *)l->y + m * l->n + n;
     Sum sums[TOKENS][4];
-    Vector a[OUTPUTS];
-    long i = 0;
     UNROLL for (int c = 0; c < columns; c++)
         UNROLL for (int r = 0; r < 4; r++)
             sums[c][r] = (Sum){0};
-    for (; i + STEP <= k; i += STEP) {
-        UNROLL for (int r = 0; r < rows; r++) {
-            a[r] = LOAD(w + r * k + i);
-            if (ahead) /* beyond the end does no harm */
-                __builtin_prefetch((const void *)((uintptr_t)w + ((rows + r) * k + i) * sizeof(Number)));
+    UNROLL for (int first = 0; first < rows; first += in_turn ? 1 : rows) {
+        const int last = in_turn ? first + 1 : rows;
+        Vector a[OUTPUTS];
+        long i = 0;
+        for (; i + STEP <= k; i += STEP) {
+            UNROLL for (int r = first; r < last; r++) {
+                a[r] = LOAD(w + r * k + i);
+                const long next = order == NEXT_IN_TURN ? rows * (k + i) + r * STEP : (rows + r) * k + i;
+                if (order == NEXT_IN_TURN || order == NEXT) /* beyond the end does no harm */
+                    __builtin_prefetch((const void *)((uintptr_t)w + next * sizeof(Number)));
+            }
+            UNROLL for (int c = 0; c < columns; c++) {
+                const Vector b = LOAD(x + c * k + i);
+                UNROLL for (int r = first; r < last; r++)
+                    sums[c][r] = DOT(sums[c][r], a[r], b);
+            }
         }
-        UNROLL for (int c = 0; c < columns; c++) {
-            const Vector b = LOAD(x + c * k + i);
-            UNROLL for (int r = 0; r < rows; r++)
-                sums[c][r] = DOT(sums[c][r], a[r], b);
-        }
-    }
-    if (i < k) {
-        UNROLL for (int r = 0; r < rows; r++)
-            a[r] = REST(w + r * k + i, k - i);
-        UNROLL for (int c = 0; c < columns; c++) {
-            const Vector b = REST(x + c * k + i, k - i);
-            UNROLL for (int r = 0; r < rows; r++)
-                sums[c][r] = DOT(sums[c][r], a[r], b);
+        if (i < k) {
+            UNROLL for (int r = first; r < last; r++)
+                a[r] = REST(w + r * k + i, k - i);
+            UNROLL for (int c = 0; c < columns; c++) {
+                const Vector b = REST(x + c * k + i, k - i);
+                UNROLL for (int r = first; r < last; r++)
+                    sums[c][r] = DOT(sums[c][r], a[r], b);
+            }
         }
     }
     UNROLL for (int c = 0; c < columns; c++) {
@@ -54,22 +58,33 @@ INLINE void TILE(const Linear *l, long n, long m, const int rows, const int colu
     }
 }
 
-INLINE void TILES(const Linear *l, long n, long m, long rows, long columns, const int ahead)
+INLINE void TILES(const Linear *l, long n, long m, long rows, long columns, const int few)
 {
+    const long bytes = l->k * sizeof(Number);
     if (rows < OUTPUTS) { /* the last outputs of all */
         for (long c = 0; c < columns; c++)
             for (long r = 0; r < rows; r++)
-                TILE(l, n + r, m + c, 1, 1, 0);
+                TILE(l, n + r, m + c, 1, 1, PLAIN);
         return;
     }
     switch (columns) {
-    case 1: TILE(l, n, m, OUTPUTS, 1, ahead); break;
+    case 1: TILE(l, n, m, OUTPUTS, 1, few ? IN_TURN : PLAIN); break;
 #if TOKENS >= 2
-    case 2: TILE(l, n, m, OUTPUTS, 2, ahead); break;
+    case 2:
+        if (few && bytes <= PAGE)
+            TILE(l, n, m, OUTPUTS, 2, IN_TURN);
+        else
+            TILE(l, n, m, OUTPUTS, 2, few ? NEXT : PLAIN);
+        break;
 #endif
 #if TOKENS >= 4
-    case 3: TILE(l, n, m, OUTPUTS, 3, ahead); break;
-    case 4: TILE(l, n, m, OUTPUTS, 4, ahead); break;
+    case 3: TILE(l, n, m, OUTPUTS, 3, few ? NEXT : PLAIN); break;
+    case 4:
+        if (few && bytes < PAGE)
+            TILE(l, n, m, OUTPUTS, 4, NEXT_IN_TURN);
+        else
+            TILE(l, n, m, OUTPUTS, 4, few ? NEXT : PLAIN);
+        break;
 #endif
     }
 }
