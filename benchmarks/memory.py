@@ -27,6 +27,7 @@ import torch
 from bloomery.bench.machine import machine
 from bloomery.checkpoint.convert import convert
 from bloomery.checkpoint.random_origin import random_origin
+from bloomery.devices import set_threads
 from bloomery.disk.small import save_json
 from bloomery.log import configure, logger
 from bloomery.quant.scheme import SCHEMES
@@ -52,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        results = {"machine": machine(), "shape": options.shape} | measured(options, work)
+        results = {"machine": machine(set_threads()), "shape": options.shape} | measured(options, work)
     save_json(options.to, results)
     print(as_table(results))
     return 0

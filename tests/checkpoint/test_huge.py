@@ -61,6 +61,21 @@ def test_the_file_is_let_go(bloom: Tiny, tmp_path: Path) -> None:
 
 
 @needs_pages
+def test_a_mapped_file_asks_for_large_pages(bloom: Tiny, tmp_path: Path) -> None:
+    store = make_store(read_folder(bloom.path), tmp_path / "store")
+    mapped = load_decoder(store)
+    flags, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split()[0].endswith(":"):  # the next area
+            inside = str(store.path) in line
+        elif inside and line.startswith("VmFlags:"):
+            flags.append("hg" in line.split())
+    assert len(flags) > 1
+    assert all(flags)
+    del mapped
+
+
+@needs_pages
 def test_pages_are_large_and_counted() -> None:
     pages = HugePages(3 * PAGE)
     first = pages.take((PAGE // 4,), torch.float32).fill_(1)
