@@ -22,7 +22,7 @@ from bloomery.engine.params import SamplingParams
 from bloomery.engine.processors.chain import check_vocabulary
 from bloomery.engine.request import Request, Update
 from bloomery.engine.spelling import OR, spell_choices
-from bloomery.engine.start import start_engine
+from bloomery.engine.start import pick_context, start_engine
 from bloomery.engine.strategies.build import build_strategy
 from bloomery.engine.strategies.scoring import Forward, Scoring
 from bloomery.engine.strategy import Token
@@ -107,7 +107,7 @@ class LLM:
         added = None if adapter is None else adapter_for(adapter, self.folder, offline, token)
         virtual = added.virtual if added else None
         taken = virtual.count if virtual else 0
-        self.max_seq_len = _context(options.max_seq_len, self.folder.config.max_seq_len, taken)
+        self.max_seq_len = pick_context(options.max_seq_len, self.folder.config.max_seq_len, taken)
         self.tokenizer = open_tokenizer(self.folder, added.tokenizer if added else None)
         placed = pick_dtype(dtype), pick_device(device)
         self.draft = None
@@ -268,16 +268,6 @@ class LLM:
                 whole = cast(TextStream, said.matcher).text
                 completion = completed(job.strategy.rules, said, tokens, whole, job.request.timings)
             yield Piece(job.index, said.choice, new, tuple(token.id for token in said.tokens), completion)
-
-
-def _context(asked: int | None, limit: int, taken: int) -> int:
-    """The most tokens of a sequence, of which `taken` go to an adapter."""
-    if asked is not None and not taken + 2 <= asked <= limit:
-        why = f" ({taken} go to the adapter's virtual tokens)" if taken else ""
-        raise UsageError(
-            f"max_seq_len is {asked}: give {taken + 2} to {limit}, the model's own limit{why}, or leave it out"
-        )
-    return asked or limit
 
 
 def _new_text(update: Update) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
-TINY = {"model_type": "bloom", "vocab_size": 400, "hidden_size": 64, "n_layer": 2, "n_head": 4}
+TINY = {"model_type": "bloom", "vocab_size": 2000, "hidden_size": 64, "n_layer": 2, "n_head": 4}
 
 
 @pytest.mark.slow

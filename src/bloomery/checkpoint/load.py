@@ -73,6 +73,23 @@ def load_decoder(
         tensors = MergedTensors(tensors, folder, adapter, dtype if scheme is None else torch.float32)
     if scheme is not None and stored is None:
         tensors = PackedTensors(tensors, config, scheme, str(folder.path))
+    _fill(decoder, tensors, dtype, device, str(folder.path), huge_pages=huge_pages)
+    if scheme is not None and stored is None:
+        _say(decoder, scheme)
+    if config.tied_head and scheme is None:
+        decoder.head.weight = decoder.embed.tokens.weight
+    return decoder.to(device).eval()  # what follows from the configuration, and is no parameter, moves
+
+
+def natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a checkpoint kept in `dtype` runs in on a device, unless another is asked for."""
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def _fill(
+    decoder: Decoder, tensors: KnownTensors, dtype: torch.dtype, device: torch.device, where: str, *, huge_pages: bool
+) -> None:
+    """Hand a decoder its parameters, one after the other. where: names the model in errors."""
     kinds = {
         name: Kind(dtype if empty.is_floating_point() else empty.dtype, tuple(empty.shape))
         for name, empty in decoder.named_parameters()
@@ -84,22 +101,12 @@ def load_decoder(
             tensor = pages.take(shape, wanted).copy_(kept)
         else:  # one copy at most, also of a transposed view of another dtype
             tensor = kept.to(device=device, dtype=wanted, memory_format=torch.contiguous_format).contiguous()
-        refuse_overflow(kept, tensor, f"{folder.path}: tensor '{name}'")
+        refuse_overflow(kept, tensor, f"{where}: tensor '{name}'")
         del kept
         _assign(decoder, name, tensor)
         tensors.release(name)
     if pages is not None:
         logger.info("weights were copied: %s", pages)
-    if scheme is not None and stored is None:
-        _say(decoder, scheme)
-    if config.tied_head and scheme is None:
-        decoder.head.weight = decoder.embed.tokens.weight
-    return decoder.to(device).eval()  # what follows from the configuration, and is no parameter, moves
-
-
-def natural_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a checkpoint kept in `dtype` runs in on a device, unless another is asked for."""
-    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def _huge_pages(kinds: Iterable[Kind], device: torch.device) -> HugePages:

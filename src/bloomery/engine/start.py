@@ -73,6 +73,17 @@ def start_engine(
     return engine
 
 
+def pick_context(asked: int | None, limit: int, taken: int) -> int:
+    """The most tokens of a sequence, of which `taken` go to an adapter. Raises UsageError where none are left, or the
+    model has not so many."""
+    if asked is not None and not taken + 2 <= asked <= limit:
+        why = f" ({taken} go to the adapter's virtual tokens)" if taken else ""
+        raise UsageError(
+            f"max_seq_len is {asked}: give {taken + 2} to {limit}, the model's own limit{why}, or leave it out"
+        )
+    return asked or limit
+
+
 def compile_(decoder: Decoder, *, fixed: bool) -> None:
     """Compile every block but its attention, whose groups of rows differ from step to step. Blocks are alike, so that
     the code of one is that of all.
