@@ -442,7 +442,7 @@ def test_fewer_texts_than_were_asked_for_are_all_shown(capsys, folder):
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_ctrl_c_during_a_search_says_so_and_nothing_else(folder, more):
     options = ("--model", folder, "--max-new-tokens", "480", "--ignore-eos", "--num-beams", "8", "-v", *more)
-    with start("generate", "the cat", *options) as process:
+    with start("generate", *["the cat"] * 8, *options) as process:  # many, so that it does not end before
         before = process.stderr.readline()  # it has loaded the model
         time.sleep(1)  # and searches, most likely
         process.send_signal(signal.SIGINT)

@@ -210,7 +210,7 @@ def heads_dealt_round_in_turn(patch: Patch) -> None:
     attend = ops._attend
 
     def dealt(query: Tensor, key: Tensor, value: Tensor, *more: Any) -> Tensor:
-        shared = query.shape[2] // key.shape[2]
+        shared = query.shape[2] // key.shape[1]
         order = torch.arange(query.shape[2]).view(shared, -1).T.flatten()
         out = torch.empty_like(query)
         out[:, :, order] = attend(query[:, :, order], key, value, *more)
